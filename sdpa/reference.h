@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "sdpa/problem.h"
+
+namespace sdpa::reference {
+
+/// The definition of attention: textbook loops in double precision over one query at a time, every
+/// feature, no cleverness. All other code is compared with it. Tensors may have any dtype and
+/// strides; results are rounded once, to the dtype of the output view.
+void forward(const Problem& problem, const ForwardTensors& tensors);
+
+/// The gradients of `forward`; recomputes the softmax and needs neither `out` nor `lse`.
+void backward(const Problem& problem, const BackwardTensors& tensors);
+
+/// Whether the probability of (head counted over the batch, query, key) survives dropout.
+bool is_kept(const Dropout& dropout, std::int64_t batch_head, std::int64_t query, std::int64_t key);
+
+}  // namespace sdpa::reference

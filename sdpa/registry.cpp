@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT
+#include "sdpa/registry.h"
+
+#include <algorithm>
+#include <array>
+
+#include "sdpa/cpu/backend.h"
+
+namespace sdpa {
+
+std::span<const Backend* const> backends() {
+  static const std::array<const Backend*, 1> list{&cpu::backend()};
+  return list;
+}
+
+const Backend* find_backend(std::string_view name) {
+  const auto list = backends();
+  const auto found = std::ranges::find(list, name, &Backend::name);
+  return found == list.end() ? nullptr : *found;
+}
+
+}  // namespace sdpa

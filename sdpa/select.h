@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sdpa/backend.h"
+
+namespace sdpa {
+
+/// From which amount of work on a back end beats the framework's own function ("stock"), measured
+/// by calibration. Work is batch * heads * visible pairs * dim; 0: always; infinity: never.
+struct Thresholds {
+  /// Indexed by Pass and DType.
+  double minimum_work[2][5] = {};
+
+  double of(Pass pass, DType dtype) const {
+    return minimum_work[static_cast<int>(pass)][static_cast<int>(dtype)];
+  }
+};
+
+/// A back end that was passed over, with its sentence.
+struct Rejection {
+  std::string backend;
+  std::string reason;
+};
+
+/// What was chosen and why. `backend` is nullptr where the framework's own function should run.
+struct Choice {
+  const Backend* backend = nullptr;
+  std::string why;
+  std::vector<Rejection> rejected;
+};
+
+constexpr std::string_view kAuto = "auto";
+constexpr std::string_view kStock = "stock";
+
+/// Walks `candidates` in order of preference: an explicit `requested` name first, then the others;
+/// the first that is on the problem's device, available, and has nothing against the problem wins.
+/// Under "auto" a problem below the threshold goes to stock. Pure: same arguments, same choice.
+Choice select(const Problem& problem, Pass pass, std::string_view requested,
+              std::span<const Backend* const> candidates, const Thresholds& thresholds);
+
+/// The work that thresholds are compared with.
+double work(const Problem& problem);
+
+}  // namespace sdpa
