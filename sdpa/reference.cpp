@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
+// clang-format off
 //   S    = scale Q K^T;  S = softcap tanh(S / softcap);  S += mask, or not visible
-//   P    = softmax(S) over the visible keys and the sink;  LSE = logsumexp;  O = (P keep / (1 - p))
-//   V D    = rowsum(dO O);  dP = (dO V^T) keep / (1 - p);  dS = P (dP - D + dLSE) dV   = (P keep /
-//   (1 - p))^T dO;  dmask = dS;  dsink = -P_sink (D - dLSE) dS  *= 1 - (S / softcap)^2, S before
-//   the mask;  dQ = scale dS K;  dK = scale dS^T Q
+//   P    = softmax(S) over the visible keys and the sink;  LSE = logsumexp(S)
+//   O    = (P keep / (1 - p)) V
+//   D    = rowsum(dO O);  dP = (dO V^T) keep / (1 - p);  dS = P (dP - D + dLSE)
+//   dV   = (P keep / (1 - p))^T dO;  dmask = dS;  dsink = -P_sink (D - dLSE)
+//   dS  *= 1 - (S / softcap)^2, S before the mask
+//   dQ   = scale dS K;  dK = scale dS^T Q
+// clang-format on
 //
 // A key that is not visible is never read, so a NaN there has no effect. A row that sees nothing
 // has O = 0, LSE = -infinity and no gradient. (With a sink, a row that sees no key has LSE = sink.)
@@ -14,43 +18,10 @@
 #include <vector>
 
 #include "sdpa/dropout.h"
+#include "sdpa/element.h"
 
 namespace sdpa::reference {
 namespace {
-
-double read(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t r,
-            std::int64_t c) {
-  switch (view.dtype) {
-    case DType::kFloat64:
-      return *view.at<double>(b, h, r, c);
-    case DType::kFloat32:
-      return *view.at<float>(b, h, r, c);
-    case DType::kFloat16:
-      return to_float(*view.at<Float16>(b, h, r, c));
-    case DType::kBFloat16:
-      return to_float(*view.at<BFloat16>(b, h, r, c));
-    default:
-      return *view.at<bool>(b, h, r, c);
-  }
-}
-
-void write(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t r, std::int64_t c,
-           double value) {
-  const auto rounded = static_cast<float>(value);
-  switch (view.dtype) {
-    case DType::kFloat64:
-      *view.at<double>(b, h, r, c) = value;
-      break;
-    case DType::kFloat32:
-      *view.at<float>(b, h, r, c) = rounded;
-      break;
-    case DType::kFloat16:
-      *view.at<Float16>(b, h, r, c) = to_float16(rounded);
-      break;
-    default:
-      *view.at<BFloat16>(b, h, r, c) = to_bfloat16(rounded);
-  }
-}
 
 /// One query of one head: its scores, probabilities and log-sum-exp over the keys it sees.
 struct Row {
