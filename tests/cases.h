@@ -48,7 +48,7 @@ enum class Layout : std::uint8_t {
   kContiguous,
   kTransposed,     ///< heads inside lengths: [batch, len, heads, dim] in memory
   kSliced,         ///< the inside of a larger tensor, at an odd offset
-  kExpandedBatch,  ///< key and value have one batch entry, with stride 0
+  kExpandedBatch,  ///< one batch entry, with stride 0: key, value and the gradient of the output
   kColumnStride,   ///< every second element of a row: the last stride is 2
   kHugeRows,       ///< rows more than 2^31 elements apart (virtual memory only)
   kHugeHeads,      ///< heads more than 2^31 elements apart (virtual memory only)

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include "tests/cases.h"
+#include "tests/fenced_tensor.h"
+
+// The tensors of a case and the results the oracle expects.
+
+namespace sdpa::cases {
+
+/// All tensors of a case, with random inputs, and their views as a back end receives them: rank 4,
+/// broadcast dimensions with stride 0.
+struct CaseData {
+  CaseData(const Case& spec, std::uint64_t seed);
+
+  ForwardTensors forward_tensors() const;
+  BackwardTensors backward_tensors() const;
+
+  /// Outputs as the constructor leaves them.
+  void reset_outputs();
+
+  Case spec;
+  Problem problem;
+  Tensor query, key, value, mask, sinks, grad_out, grad_lse;
+  Tensor out, lse, grad_query, grad_key, grad_value, grad_mask, grad_sinks;
+};
+
+/// The results that the oracle gives for the same inputs, in row-major order.
+struct Expected {
+  std::vector<double> out, lse;
+  std::vector<double> grad_query, grad_key, grad_value, grad_mask, grad_sinks;
+};
+
+/// The oracle on float64 copies of the inputs.
+Expected expected(const CaseData& data);
+
+}  // namespace sdpa::cases

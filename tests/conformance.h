@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "sdpa/backend.h"
+#include "tests/case_data.h"
+
+// How a back end is compared with the oracle.
+
+namespace sdpa::cases {
+
+/// |actual - expected| <= absolute + relative * |expected|.
+struct Tolerance {
+  double absolute, relative;
+};
+
+/// The accuracy contract: the only place that says how close is close enough.
+Tolerance tolerance(DType dtype, Pass pass);
+
+/// What came of running a case on a back end.
+struct Outcome {
+  std::vector<std::string> refusals;  ///< the back end's reasons, with the pass in front
+  std::vector<std::string> failures;  ///< one sentence each: which output, where, what was expected
+};
+
+/// Runs both passes of a case and compares every output and every guard word. The case must not
+/// have an extent of zero: the door keeps those from back ends.
+Outcome check(const Backend& backend, CaseData& data, const Expected& expected);
+
+/// The same comparison for results that were computed otherwise.
+std::vector<std::string> forward_failures(const CaseData& data, const Expected& expected);
+std::vector<std::string> backward_failures(const CaseData& data, const Expected& expected);
+
+}  // namespace sdpa::cases
