@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// simdgroup_matrix: 8 x 8 elements spread over the 32 lanes of a SIMD group.
+//
+// Lane l holds two elements of one row: row l/16*4 + l/2%4, columns c and c+1 with
+// c = l/8%2*4 + l%2*2. The layout is not documented by Apple; it is the one that published kernels
+// which look into thread_elements() rely on.
+#pragma once
+#include "lane.h"
+#include "matrix.h"
+#include "msl_simdgroup.h"
+
+namespace metal {
+
+template <class T, int Columns = 8, int Rows = 8>
+class simdgroup_matrix {
+ public:
+  static_assert(Columns == 8 && Rows == 8, "Metal has 8 x 8 matrices only");
+
+  /// Not a number until something is stored, as a register may hold anything.
+  MSL_UNCHECKED simdgroup_matrix() : elements_(numeric_limits<T>::quiet_NaN()) {}
+
+  /// A diagonal matrix.
+  MSL_UNCHECKED explicit simdgroup_matrix(T diagonal) {
+    const auto place = sim::fragment_place(unsigned(my_lane()));
+    for (int i = 0; i < 2; i++) elements_[i] = place.row == place.column + i ? diagonal : T(0);
+  }
+
+  vec<T, 2>& thread_elements() { return elements_; }
+
+  const vec<T, 2>& thread_elements() const { return elements_; }
+
+ private:
+  vec<T, 2> elements_;
+};
+
+typedef simdgroup_matrix<float> simdgroup_float8x8;
+typedef simdgroup_matrix<half> simdgroup_half8x8;
+typedef simdgroup_matrix<bfloat> simdgroup_bfloat8x8;
+
+template <class T, int Columns = 8, int Rows = 8>
+MSL_UNCHECKED simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T value) {
+  simdgroup_matrix<T, Columns, Rows> result;
+  result.thread_elements() = vec<T, 2>(value);
+  return result;
+}
+
+/// d = a b + c, in float, rounded once to d's type.
+template <class D, class A, class B, class C>
+MSL_UNCHECKED void simdgroup_multiply_accumulate(simdgroup_matrix<D>& d,
+                                                 const simdgroup_matrix<A>& a,
+                                                 const simdgroup_matrix<B>& b,
+                                                 const simdgroup_matrix<C>& c, MSL_SITE) {
+  sim::Fragments fragments;
+  for (int i = 0; i < 2; i++) {
+    fragments.a[i] = float(a.thread_elements()[i]);
+    fragments.b[i] = float(b.thread_elements()[i]);
+    fragments.c[i] = float(c.thread_elements()[i]);
+  }
+  sim::multiply_matrices(fragments, site);
+  for (int i = 0; i < 2; i++) d.thread_elements()[i] = D(fragments.c[i]);
+}
+
+template <class D, class A, class B>
+MSL_UNCHECKED void simdgroup_multiply(simdgroup_matrix<D>& d, const simdgroup_matrix<A>& a,
+                                      const simdgroup_matrix<B>& b, MSL_SITE) {
+  simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<float>(0), site);
+}
+
+/// Where the two elements of the running lane lie, counted from the matrix's first.
+struct FragmentOffsets {
+  ptrdiff_t first, step;
+
+  MSL_UNCHECKED FragmentOffsets(ulong elements_per_row, vec<ulong, 2> origin, bool transpose) {
+    const auto place = sim::fragment_place(unsigned(my_lane()));
+    const auto row_length = ptrdiff_t(elements_per_row);
+    const ptrdiff_t row = transpose ? place.column : place.row;
+    const ptrdiff_t column = transpose ? place.row : place.column;
+    first = (ptrdiff_t(origin.y) + row) * row_length + ptrdiff_t(origin.x) + column;
+    step = transpose ? row_length : 1;
+  }
+};
+
+template <class T>
+MSL_UNCHECKED void simdgroup_load(simdgroup_matrix<T>& matrix, const T* source,
+                                  ulong elements_per_row = 8, vec<ulong, 2> origin = 0,
+                                  bool transpose = false, MSL_SITE) {
+  sim::note_matrix_access(site, &sim::Counters::matrix_loads);
+  const FragmentOffsets offsets(elements_per_row, origin, transpose);
+  const T* first = source + offsets.first;
+  if (offsets.step == 1) {
+    sim::check_load(first, 2 * sizeof(T));
+  } else {
+    sim::check_load(first, sizeof(T));
+    sim::check_load(first + offsets.step, sizeof(T));
+  }
+  matrix.thread_elements()[0] = first[0];
+  matrix.thread_elements()[1] = first[offsets.step];
+}
+
+template <class T>
+MSL_UNCHECKED void simdgroup_store(const simdgroup_matrix<T>& matrix, T* target,
+                                   ulong elements_per_row = 8, vec<ulong, 2> origin = 0,
+                                   bool transpose = false, MSL_SITE) {
+  sim::note_matrix_access(site, &sim::Counters::matrix_stores);
+  const FragmentOffsets offsets(elements_per_row, origin, transpose);
+  T* first = target + offsets.first;
+  if (offsets.step == 1) {
+    sim::check_store(first, 2 * sizeof(T));
+  } else {
+    sim::check_store(first, sizeof(T));
+    sim::check_store(first + offsets.step, sizeof(T));
+  }
+  first[0] = matrix.thread_elements()[0];
+  first[offsets.step] = matrix.thread_elements()[1];
+}
+
+}  // namespace metal

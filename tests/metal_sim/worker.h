@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+// Executes threadgroups, one at a time, on the thread that calls it: a fibre per lane.
+//
+// A phase runs every lane of one SIMD group up to its next collective. The scheduler then checks
+// that all of them stopped at the same one and carries it out. SIMD groups take turns in a random
+// order between barriers.
+#pragma once
+#include <array>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "counters.h"
+#include "device_memory.h"
+#include "lane.h"
+#include "threadgroup_memory.h"
+
+namespace sim {
+
+/// What all threadgroups of a launch have in common.
+struct Launch {
+  std::string function;
+  Size threadgroups, threads, group;
+  GridUnit grid_unit = GridUnit::kThreadgroups;
+  uint64_t seed = 0;
+  uint64_t first_serial = 0;  // number of the launch's first threadgroup among all ever run
+  bool check_device_races = true, check_threadgroup_races = true;
+  DeviceMemory* device = nullptr;
+  /// Calls the kernel for one lane.
+  void (*call)(const Lane& lane, const Launch& launch) = nullptr;
+  const void* kernel = nullptr;           // for `call`
+  std::vector<void*> slots;               // the arguments' addresses, by parameter
+  std::vector<size_t> threadgroup_bytes;  // [[threadgroup(n)]] lengths, by index
+};
+
+class Worker {
+ public:
+  Worker();
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  void begin(const Launch& launch);
+  /// Runs the threadgroup of this linear index. False: it had a fault, see fault().
+  bool run_threadgroup(uint64_t index);
+  void end();
+
+  const Counters& counters() const { return counters_; }
+
+  const std::string& fault() const { return fault_; }
+
+  // Called by lanes.
+  void stop_lane();
+  void check(const void* address, size_t bytes, bool is_store);
+  void require_lane(int lane);
+
+  void count(uint64_t Counters::* counter) { counters_.*counter += 1; }
+
+  void* threadgroup_array(const void* tag, size_t bytes, size_t align);
+  void* threadgroup_argument(int index);
+
+ private:
+  static constexpr int kMaxLanes = kMaxThreads, kMaxSimdgroups = kMaxLanes / kSimdWidth;
+  static constexpr int kOrders = 16;
+  enum class State : uint8_t { kReady, kAtBarrier, kDone };
+  using Order = std::array<uint8_t, kSimdWidth>;
+
+  static void run_lane();
+  void make_fibres(int count);
+  int place_threadgroup(uint64_t index);
+  void schedule(int simdgroups);
+  bool release_barrier(int simdgroups);
+  int pick(int simdgroups);
+  State run_phase(int simdgroup);
+  void resume_lanes(int simdgroup);
+  void check_convergence(const Lane& a, const Lane& b, const char* what);
+  void carry_out(const Lane* first, int count);
+  void pass_barrier(uint8_t fence, int simdgroup);
+  void enter_lane(Lane* lane);
+  void set_views(int simdgroup);
+  [[noreturn]] void abandon(std::string fault);
+  void record(std::string fault);
+  std::string place_text(const Lane& lane) const;
+  std::string check_elsewhere(const void* address, size_t bytes, bool is_store) const;
+  int active_lanes(int simdgroup) const;
+
+  const Launch* launch_ = nullptr;
+  std::unique_ptr<Lane[]> lanes_;
+  uint8_t* stacks_;
+  int fibres_ = 0;  // how many lanes have a context
+  int lane_count_ = 0;
+  void* scheduler_ = nullptr;     // its context, while a lane runs
+  const Order* order_ = nullptr;  // of the phase under way
+  int position_ = 0, phase_group_ = 0;
+  int last_group_ = -1, stickiness_ = 0;
+  std::array<Order, kOrders> orders_;
+  std::mt19937_64 random_;
+  std::array<State, kMaxSimdgroups> states_;
+  ThreadgroupMemory threadgroup_;
+  View device_view_, threadgroup_view_;
+
+  struct Times {
+    uint64_t device = 0, threadgroup = 0;
+  };
+
+  uint64_t serial_ = 0, time_ = 0;
+  Times group_times_;
+  std::array<Times, kMaxSimdgroups> simdgroup_times_;
+  Counters counters_;
+  std::string fault_;
+};
+
+extern thread_local Worker* current_worker __attribute__((tls_model("initial-exec")));
+
+}  // namespace sim
