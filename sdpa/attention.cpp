@@ -123,6 +123,13 @@ MaskKind kind_of(const TensorView& mask) {
   return mask.dtype == DType::kBool ? MaskKind::kBool : MaskKind::kAdditive;
 }
 
+/// A window as wide as both sequences is an open one; wider ones would overflow.
+Window bounded(Window window, std::int64_t limit) {
+  if (window.left >= limit) window.left = -1;
+  if (window.right >= limit) window.right = -1;
+  return window;
+}
+
 /// Head counts after broadcasting.
 struct Heads {
   std::int64_t query, key;
@@ -152,7 +159,7 @@ Problem describe(const Tensors& t, const Attributes& a) {
           .v_dim = t.value.extent(-1),
           .scale = a.scale.value_or(qk_dim > 0 ? 1 / std::sqrt(static_cast<double>(qk_dim)) : 1),
           .causal = a.causal,
-          .window = a.window,
+          .window = bounded(a.window, t.query.extent(-2) + t.key.extent(-2)),
           .softcap = a.softcap,
           .mask = kind_of(t.mask),
           .mask_dtype = t.mask.dtype,
@@ -200,7 +207,7 @@ TensorView output_shape(const TensorView& query, const TensorView& key, const Te
 }
 
 Problem make_problem(const ForwardTensors& tensors, const Attributes& attributes) {
-  validate(tensors, attributes);
+  validate_inputs(tensors, attributes);
   return describe(tensors, attributes);
 }
 

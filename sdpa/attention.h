@@ -12,12 +12,13 @@ namespace sdpa {
 /// Which back end to use, by name or "auto", and what calibration knows.
 struct Request {
   std::string backend = std::string(kAuto);
-  Thresholds thresholds;
+  Thresholds thresholds{};
 };
 
 /// The problem that these tensors and attributes pose. Tensors have rank >= 2 and any strides;
 /// leading dimensions broadcast as in torch; a head is dimension -3. Throws std::invalid_argument
-/// with one sentence that names the argument, what came and what is allowed.
+/// with one sentence that names the argument, what came and what is allowed. `out` and `lse` may be
+/// absent.
 Problem make_problem(const ForwardTensors& tensors, const Attributes& attributes);
 
 /// Computes `out` (and `lse` where present): validate > select > run. Where the choice is the

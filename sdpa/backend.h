@@ -12,7 +12,7 @@ namespace sdpa {
 /// Whether a back end can be used on this machine; if not, `reason` is a full sentence.
 struct Availability {
   bool available = true;
-  std::string reason;
+  std::string reason{};
 };
 
 /// One way to compute attention. Implementations are stateless from outside and safe to call from

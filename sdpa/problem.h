@@ -46,11 +46,11 @@ struct Dropout {
 
 /// What a caller asks for besides the tensors.
 struct Attributes {
-  std::optional<double> scale;  ///< 1 / sqrt(qk_dim) where absent
+  std::optional<double> scale{};  ///< 1 / sqrt(qk_dim) where absent
   Causal causal = Causal::kNone;
-  Window window;
+  Window window{};
   double softcap = 0;  ///< 0: none
-  Dropout dropout;
+  Dropout dropout{};
 };
 
 /// The tensors of a forward pass. `mask`, `sinks` and `lse` may be absent.
@@ -60,8 +60,8 @@ struct Attributes {
 /// [q_heads], out [batch, q_heads, q_len, v_dim], lse [batch, q_heads, q_len, 1] (float32, natural
 /// base; float64 for float64 inputs).
 struct ForwardTensors {
-  TensorView query, key, value, mask, sinks;
-  TensorView out, lse;
+  TensorView query{}, key{}, value{}, mask{}, sinks{};
+  TensorView out{}, lse{};
 };
 
 /// The tensors of a backward pass. `lse` and `out` come from the forward pass. Absent gradients are
@@ -69,9 +69,9 @@ struct ForwardTensors {
 /// the strides of what they belong to (0 where it broadcasts), come in filled with zeros and are
 /// accumulated into. The others are overwritten, in the problem's dtype.
 struct BackwardTensors {
-  TensorView query, key, value, mask, sinks;
-  TensorView out, lse, grad_out, grad_lse;
-  TensorView grad_query, grad_key, grad_value, grad_mask, grad_sinks;
+  TensorView query{}, key{}, value{}, mask{}, sinks{};
+  TensorView out{}, lse{}, grad_out{}, grad_lse{};
+  TensorView grad_query{}, grad_key{}, grad_value{}, grad_mask{}, grad_sinks{};
 };
 
 /// One attention call, validated: everything that a plan may depend on except addresses.
@@ -88,13 +88,13 @@ struct Problem {
   std::int64_t v_dim = 0;
   double scale = 1;
   Causal causal = Causal::kNone;
-  Window window;
+  Window window{};
   double softcap = 0;
   MaskKind mask = MaskKind::kNone;
   DType mask_dtype = DType::kBool;
   bool mask_varies_by_query = false;  ///< false for a key-padding mask
   bool has_sinks = false;
-  Dropout dropout;
+  Dropout dropout{};
 
   std::int64_t group() const { return q_heads / kv_heads; }
 

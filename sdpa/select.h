@@ -31,8 +31,8 @@ struct Rejection {
 /// What was chosen and why. `backend` is nullptr where the framework's own function should run.
 struct Choice {
   const Backend* backend = nullptr;
-  std::string why;
-  std::vector<Rejection> rejected;
+  std::string why{};
+  std::vector<Rejection> rejected{};
 };
 
 constexpr std::string_view kAuto = "auto";

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "sdpa/validate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 #include <stdexcept>
+
+#include "sdpa/attention.h"
 
 namespace sdpa {
 namespace {
@@ -14,6 +17,14 @@ template <typename... Parts>
   std::ostringstream text;
   (text << ... << parts);
   throw std::invalid_argument(text.str());
+}
+
+void check_memory(const char* argument, const TensorView& view) {
+  if (std::any_of(view.shape.begin(), view.shape.begin() + view.rank,
+                  [](std::int64_t extent) { return extent < 0; }))
+    fail(argument, " has shape ", shape_string(view), "; extents of 0 and more are allowed");
+  if (view.data == nullptr && view.element_count() > 0)
+    fail(argument, " of shape ", shape_string(view), " has no memory");
 }
 
 void check_input(const char* argument, const TensorView& view, const TensorView& query) {
@@ -27,6 +38,7 @@ void check_input(const char* argument, const TensorView& view, const TensorView&
   if (view.device != query.device)
     fail("query, key and value must be on the same device, but ", argument,
          " is not where query is");
+  check_memory(argument, view);
 }
 
 void check_dims(const ForwardTensors& t) {
@@ -65,7 +77,8 @@ void check_mask(const ForwardTensors& t) {
   if (t.mask.device != t.query.device) fail("attn_mask must be on the same device as query");
   if (t.mask.rank > kMaxRank)
     fail("attn_mask has ", t.mask.rank, " dimensions; up to ", kMaxRank, " are allowed");
-  const TensorView out = with_rank(t.out, kMaxRank);
+  check_memory("attn_mask", t.mask);
+  const TensorView out = with_rank(output_shape(t.query, t.key, t.value), kMaxRank);
   const TensorView mask = with_rank(t.mask, kMaxRank);
   for (int dim = 0; dim < kMaxRank; ++dim) {
     const std::int64_t size = dim == kMaxRank - 1 ? t.key.extent(-2) : out.shape[dim];
@@ -78,11 +91,75 @@ void check_mask(const ForwardTensors& t) {
 
 void check_sinks(const ForwardTensors& t) {
   if (!t.sinks.is_present()) return;
-  if (t.sinks.rank != 1 || t.sinks.shape[0] != t.out.extent(-3))
-    fail("sinks has shape ", shape_string(t.sinks), "; it must be [", t.out.extent(-3),
+  const std::int64_t heads = output_shape(t.query, t.key, t.value).extent(-3);
+  if (t.sinks.rank != 1 || t.sinks.shape[0] != heads)
+    fail("sinks has shape ", shape_string(t.sinks), "; it must be [", heads,
          "], one logit a query head");
+  check_memory("sinks", t.sinks);
   if (t.sinks.dtype == DType::kBool) fail("sinks has dtype bool; a float dtype is allowed");
   if (t.sinks.device != t.query.device) fail("sinks must be on the same device as query");
+}
+
+/// Whether two views have the same extents, leading ones of 1 apart.
+bool same_shape(const TensorView& first, const TensorView& second) {
+  return with_rank(first, kMaxRank).shape == with_rank(second, kMaxRank).shape;
+}
+
+/// A tensor that is written, or that an earlier call wrote: one shape and one dtype are right.
+void check_output(const char* argument, const TensorView& view, const TensorView& query,
+                  const TensorView& shape, DType dtype) {
+  if (!view.is_present()) fail(argument, " is absent; it must have shape ", shape_string(shape));
+  if (view.rank > kMaxRank || !same_shape(view, shape))
+    fail(argument, " has shape ", shape_string(view), "; it must be ", shape_string(shape));
+  if (view.dtype != dtype)
+    fail(argument, " has dtype ", name(view.dtype), "; it must be ", name(dtype));
+  if (view.device != query.device) fail(argument, " must be on the same device as query");
+  check_memory(argument, view);
+}
+
+/// Sums over many elements are kept wider than 16 bits.
+DType sum_dtype(DType dtype) {
+  return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+}
+
+/// A view of `like`'s batch with other last three extents.
+TensorView shaped(TensorView like, std::int64_t heads, std::int64_t rows, std::int64_t columns) {
+  const auto last = static_cast<std::size_t>(like.rank);
+  if (like.rank >= 3) like.shape[last - 3] = heads;
+  like.shape[last - 2] = rows;
+  like.shape[last - 1] = columns;
+  return like;
+}
+
+void check_outputs(const ForwardTensors& t) {
+  const TensorView out = output_shape(t.query, t.key, t.value);
+  check_output("out", t.out, t.query, out, t.query.dtype);
+  if (t.lse.is_present())
+    check_output("lse", t.lse, t.query, shaped(out, out.extent(-3), out.extent(-2), 1),
+                 sum_dtype(t.query.dtype));
+}
+
+/// Gradients have the broadcast shape of their tensor; the caller sums over what it broadcast.
+void check_gradients(const BackwardTensors& t) {
+  const DType dtype = t.query.dtype, sums = sum_dtype(dtype);
+  const TensorView out = output_shape(t.query, t.key, t.value);
+  const std::int64_t heads = out.extent(-3), kv_len = t.key.extent(-2), qk_dim = t.key.extent(-1);
+  const std::int64_t kv_heads = broadcast_size(t.key.extent(-3), t.value.extent(-3), "heads");
+  const TensorView query = shaped(out, heads, out.extent(-2), qk_dim);
+  const TensorView key = shaped(out, kv_heads, kv_len, qk_dim);
+  const TensorView value = shaped(out, kv_heads, kv_len, out.extent(-1));
+  const auto check = [&](const char* argument, const TensorView& gradient, const TensorView& shape,
+                         DType type) {
+    if (gradient.is_present()) check_output(argument, gradient, t.query, shape, type);
+  };
+  check("the gradient of lse", t.grad_lse, t.lse, sums);
+  check("the gradient of query", t.grad_query, query, dtype);
+  check("the gradient of key", t.grad_key, key, dtype);
+  check("the gradient of value", t.grad_value, value, dtype);
+  check("the gradient of attn_mask", t.grad_mask, t.mask, sums);
+  check("the gradient of sinks", t.grad_sinks, t.sinks, sums);
+  if (t.grad_mask.is_present() && t.mask.dtype == DType::kBool)
+    fail("the gradient of attn_mask was asked for, but a bool mask has none");
 }
 
 void check_attributes(const Attributes& a) {
@@ -103,7 +180,7 @@ std::int64_t broadcast_size(std::int64_t first, std::int64_t second, const char*
   return second;
 }
 
-void validate(const ForwardTensors& t, const Attributes& attributes) {
+void validate_inputs(const ForwardTensors& t, const Attributes& attributes) {
   check_input("query", t.query, t.query);
   check_input("key", t.key, t.query);
   check_input("value", t.value, t.query);
@@ -115,6 +192,11 @@ void validate(const ForwardTensors& t, const Attributes& attributes) {
   check_attributes(attributes);
 }
 
+void validate(const ForwardTensors& t, const Attributes& attributes) {
+  validate_inputs(t, attributes);
+  check_outputs(t);
+}
+
 void validate(const BackwardTensors& t, const Attributes& attributes) {
   validate(ForwardTensors{.query = t.query,
                           .key = t.key,
@@ -124,12 +206,9 @@ void validate(const BackwardTensors& t, const Attributes& attributes) {
                           .out = t.out,
                           .lse = t.lse},
            attributes);
-  if (t.grad_out.dtype != t.query.dtype || t.out.dtype != t.query.dtype)
-    fail("out and its gradient must have query's dtype ", name(t.query.dtype), ", but got ",
-         name(t.out.dtype), " and ", name(t.grad_out.dtype));
-  if (t.grad_out.element_count() != t.out.element_count())
-    fail("the gradient of out has shape ", shape_string(t.grad_out), "; it must have that of out, ",
-         shape_string(t.out));
+  if (!t.lse.is_present()) fail("lse is absent; the backward pass needs the forward pass's");
+  check_output("the gradient of out", t.grad_out, t.query, t.out, t.query.dtype);
+  check_gradients(t);
 }
 
 }  // namespace sdpa
