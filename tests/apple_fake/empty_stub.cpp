@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: MIT
+// A libobjc without a single function.

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/apple_fake/foundation.h"
+#include "tests/apple_fake/gpu.h"
+
+/// The objects of the fake Metal that more than one file knows.
+namespace sdpa::apple_fake {
+
+using apple::NSInteger;
+using apple::NSUInteger;
+
+inline FakeGpu& current_gpu() { return current_runtime().part<FakeGpu>(); }
+
+/// Memory that the GPU sees: the fake's own, or pages of the host.
+struct Buffer : Body {
+  FakeGpu& gpu;
+  std::vector<std::byte> own;
+  std::byte* data;
+  std::size_t bytes;
+  std::atomic<int> in_flight{0};  // command buffers that were committed and not waited for
+
+  Buffer(FakeGpu& from, std::size_t size);
+  Buffer(FakeGpu& from, void* pages, std::size_t size);
+  ~Buffer() override;
+
+  void* contents();
+
+  NSUInteger length() { return bytes; }
+};
+
+struct PipelineState : Body {
+  KernelInfo kernel;
+
+  explicit PipelineState(KernelInfo info) : kernel(std::move(info)) {}
+
+  NSUInteger max_threads() { return kernel.max_threads; }
+
+  NSUInteger lanes() { return 32; }
+
+  NSUInteger threadgroup_bytes() { return kernel.threadgroup_bytes; }
+};
+
+/// -[MTLDevice newCommandQueue].
+Made make_queue();
+
+void install_device(FakeRuntime& runtime);
+void install_commands(FakeRuntime& runtime);
+
+}  // namespace sdpa::apple_fake
