@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT
+//
+// mps_sdpa._core: the library's functions for Python. No logic of attention here: tensors are read,
+// results allocated, the GIL released, and exceptions translated.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+
+#include "options.h"
+#include "oracle.h"
+#include "sdpa/attention.h"
+#include "sdpa/registry.h"
+#include "sdpa/threads.h"
+#include "tensors.h"
+
+namespace mps_sdpa {
+namespace {
+
+using sdpa::BackwardTensors;
+using sdpa::Choice;
+using sdpa::DType;
+using sdpa::ForwardTensors;
+using sdpa::TensorView;
+
+constexpr std::size_t kMaxBackends = 16;
+
+/// Forward calls that each back end has done, in the order of sdpa::backends().
+std::array<std::atomic<std::uint64_t>, kMaxBackends> call_counts;
+
+void count_call(const sdpa::Backend* backend) {
+  std::size_t index = 0;
+  for (const sdpa::Backend* each : sdpa::backends()) {
+    if (each == backend) call_counts[index].fetch_add(1, std::memory_order_relaxed);
+    ++index;
+  }
+}
+
+/// The Choice as an object where the caller should know of it: torch's own function is to run, or
+/// another back end than the one asked for did.
+nb::object remarkable(Choice&& choice, const Options& options) {
+  const bool as_asked =
+      choice.backend != nullptr &&
+      (options.request.backend == sdpa::kAuto || options.request.backend == choice.backend->name());
+  return as_asked ? nb::object(nb::none()) : nb::cast(std::move(choice));
+}
+
+/// float64 for float64 inputs, else float32.
+DType wide(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
+
+/// [..., heads, rows] for [..., heads, rows, columns].
+TensorView without_columns(TensorView view, DType dtype) {
+  view.dtype = dtype;
+  --view.rank;
+  return view;
+}
+
+/// (out, lse or None, Choice or None); out is None where torch's own function is to run. None for
+/// tensors that are not on the CPU.
+nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handle mask,
+                   nb::handle sinks, const Options& options, bool want_lse) {
+  ForwardTensors t = inputs_of(query, key, value, mask, sinks);
+  if (t.query.device != sdpa::Device::kCpu) return nb::none();
+  nb::object lse = nb::none();
+  nb::object out = allocate(t.out, Order::kHeadsInside);
+  if (want_lse) {
+    t.lse = without_columns(t.out, wide(t.query.dtype));
+    lse = allocate(t.lse, Order::kRowMajor);
+    t.lse = with_column(t.lse);
+  }
+  Choice choice;
+  {
+    const nb::gil_scoped_release unlocked;
+    choice = sdpa::forward(t, options.attributes, options.request);
+  }
+  count_call(choice.backend);
+  if (choice.backend == nullptr) out = lse = nb::none();
+  return nb::make_tuple(out, lse, remarkable(std::move(choice), options));
+}
+
+/// The gradients a caller can ask for, as bits of `wanted`, in the order they are returned.
+enum Gradient : int { kQuery = 1, kKey = 2, kValue = 4, kMask = 8, kSinks = 16 };
+
+/// A gradient with the batch of the output, so that what broadcasts is summed afterwards by torch.
+nb::object allocate_gradient(TensorView& gradient, const TensorView& input, const TensorView& out,
+                             std::int64_t heads) {
+  gradient = sdpa::with_rank(input, out.rank);
+  for (int dim = 0; dim < out.rank - 3; ++dim)
+    gradient.shape[static_cast<std::size_t>(dim)] = out.shape[static_cast<std::size_t>(dim)];
+  if (out.rank >= 3) gradient.shape[static_cast<std::size_t>(out.rank - 3)] = heads;
+  return allocate(gradient, order_of(input));
+}
+
+/// A gradient that is summed into: dense, filled with zeros.
+nb::object allocate_sum(TensorView& gradient, const TensorView& input, DType dtype) {
+  gradient = input;
+  gradient.dtype = wide(dtype);
+  nb::object made = allocate(gradient, Order::kRowMajor);
+  std::memset(
+      gradient.data, 0,
+      static_cast<std::size_t>(gradient.element_count() * sdpa::size_bytes(gradient.dtype)));
+  return made;
+}
+
+nb::list allocate_gradients(BackwardTensors& t, int wanted) {
+  nb::object made[5] = {nb::none(), nb::none(), nb::none(), nb::none(), nb::none()};
+  const std::int64_t kv_heads = std::max(t.key.extent(-3), t.value.extent(-3));
+  if (wanted & kQuery) made[0] = allocate_gradient(t.grad_query, t.query, t.out, t.out.extent(-3));
+  if (wanted & kKey) made[1] = allocate_gradient(t.grad_key, t.key, t.out, kv_heads);
+  if (wanted & kValue) made[2] = allocate_gradient(t.grad_value, t.value, t.out, kv_heads);
+  if (wanted & kMask) made[3] = allocate_sum(t.grad_mask, t.mask, t.query.dtype);
+  if (wanted & kSinks) made[4] = allocate_sum(t.grad_sinks, t.sinks, t.query.dtype);
+  nb::list list;
+  for (nb::object& gradient : made) list.append(std::move(gradient));
+  return list;
+}
+
+/// ([five gradients or None], Choice or None). `saved` is (query, key, value, mask, sinks, out,
+/// lse).
+nb::object backward(nb::tuple saved, nb::handle grad_out, nb::handle grad_lse,
+                    const Options& options, int wanted) {
+  const ForwardTensors in = inputs_of(saved[0], saved[1], saved[2], saved[3], saved[4]);
+  BackwardTensors t{.query = in.query,
+                    .key = in.key,
+                    .value = in.value,
+                    .mask = in.mask,
+                    .sinks = in.sinks,
+                    .out = view_of(saved[5], "out"),
+                    .lse = with_column(view_of(saved[6], "lse")),
+                    .grad_out = view_of(grad_out, "grad_out"),
+                    .grad_lse = with_column(view_of(grad_lse, "grad_lse"))};
+  nb::list gradients = allocate_gradients(t, wanted);
+  Choice choice;
+  {
+    const nb::gil_scoped_release unlocked;
+    choice = sdpa::backward(t, options.attributes, options.request);
+  }
+  return nb::make_tuple(gradients, remarkable(std::move(choice), options));
+}
+
+sdpa::Device device_named(const std::string& name) {
+  if (name == "cpu") return sdpa::Device::kCpu;
+  if (name == "mps") return sdpa::Device::kMetal;
+  if (name == "cuda") return sdpa::Device::kCuda;
+  throw std::invalid_argument("device must be cpu, mps or cuda, but got " + name);
+}
+
+sdpa::Pass pass_named(const std::string& name) {
+  return name == "backward" ? sdpa::Pass::kBackward : sdpa::Pass::kForward;
+}
+
+/// What would be chosen if these tensors lay on `device`: (problem, plan, Choice).
+nb::object explain(nb::handle query, nb::handle key, nb::handle value, nb::handle mask,
+                   nb::handle sinks, const Options& options, const std::string& pass,
+                   const std::string& device) {
+  ForwardTensors t = inputs_of(query, key, value, mask, sinks);
+  for (TensorView* view : {&t.query, &t.key, &t.value, &t.mask, &t.sinks})
+    view->device = device_named(device);
+  const sdpa::Problem problem = sdpa::make_problem(t, options.attributes);
+  Choice choice = sdpa::select(problem, pass_named(pass), options.request.backend, sdpa::backends(),
+                               options.request.thresholds);
+  std::string plan;
+  if (choice.backend != nullptr) plan = choice.backend->explain(problem, pass_named(pass));
+  return nb::make_tuple(sdpa::to_string(problem), plan, std::move(choice));
+}
+
+/// [(name, reason against it or None)] of every back end of this build, in order of preference.
+nb::list list_backends() {
+  nb::list list;
+  for (const sdpa::Backend* backend : sdpa::backends()) {
+    const sdpa::Availability state = backend->availability();
+    nb::object reason = state.available ? nb::none() : nb::object(nb::cast(state.reason));
+    list.append(nb::make_tuple(std::string(backend->name()), reason));
+  }
+  return list;
+}
+
+nb::dict read_call_counts() {
+  nb::dict counts;
+  std::size_t index = 0;
+  for (const sdpa::Backend* backend : sdpa::backends())
+    counts[std::string(backend->name()).c_str()] = call_counts[index++].load();
+  return counts;
+}
+
+void reset_call_counts() {
+  for (auto& count : call_counts) count = 0;
+}
+
+/// User mistakes are RuntimeErrors, as those of torch's own function are.
+void translate_exception(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  using nb::arg;
+  nb::set_leak_warnings(false);  // Options stay in Python's caches until the process ends
+  nb::register_exception_translator(&translate_exception);
+  m.attr("version") = SDPA_VERSION;
+  bind_options(m);
+  bind_oracle(m);
+  m.def("attach", &attach, arg("tensor"), arg("parameter"), arg("capsule").none());
+  m.def("classify", &classify, arg("query"), arg("key"), arg("value"), arg("mask").none());
+  m.def("forward", &forward, arg("query"), arg("key"), arg("value"), arg("mask").none(),
+        arg("sinks").none(), arg("options"), arg("want_lse"));
+  m.def("backward", &backward, arg("saved"), arg("grad_out"), arg("grad_lse").none(),
+        arg("options"), arg("wanted"));
+  m.def("explain", &explain, arg("query"), arg("key"), arg("value"), arg("mask").none(),
+        arg("sinks").none(), arg("options"), arg("pass_") = "forward", arg("device") = "cpu");
+  m.def("backends", &list_backends);
+  m.def("call_counts", &read_call_counts);
+  m.def("reset_call_counts", &reset_call_counts);
+  m.def("thread_count", &sdpa::thread_count);
+  m.def("set_thread_count", &sdpa::set_thread_count, arg("count"));
+}
+
+}  // namespace mps_sdpa

@@ -1,0 +1,75 @@
+"""The compiled module: the library's functions on torch tensors."""
+
+from typing import Any
+
+from torch import Tensor
+
+class Options:
+    def __init__(
+        self,
+        *,
+        scale: float | None = None,
+        causal: int = 0,
+        window: tuple[int, int] = (-1, -1),
+        softcap: float = 0.0,
+        dropout: float = 0.0,
+        seed: int = 0,
+        offset: int = 0,
+        backend: str = "auto",
+        thresholds: list[list[float]] | None = None,
+    ) -> None: ...
+
+class Choice:
+    @property
+    def backend(self) -> str | None: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def rejected(self) -> list[tuple[str, str]]: ...
+
+def attach(tensor: type, parameter: type, capsule: Any) -> None: ...
+def classify(query: Any, key: Any, value: Any, mask: Any) -> int: ...
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    options: Options,
+    want_lse: bool,
+) -> tuple[Tensor | None, Tensor | None, Choice | None] | None: ...
+def backward(
+    saved: tuple[Tensor | None, ...],
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    options: Options,
+    wanted: int,
+) -> tuple[list[Tensor | None], Choice | None]: ...
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    options: Options,
+    pass_: str = "forward",
+    device: str = "cpu",
+) -> tuple[str, str, Choice]: ...
+def reference_forward(
+    inputs: tuple[Tensor | None, ...], options: Options, out: Tensor, lse: Tensor | None
+) -> None: ...
+def reference_backward(
+    inputs: tuple[Tensor | None, ...],
+    options: Options,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    gradients: tuple[Tensor | None, ...],
+) -> None: ...
+def keep_mask(options: Options, out: Tensor) -> None: ...
+def backends() -> list[tuple[str, str | None]]: ...
+def call_counts() -> dict[str, int]: ...
+def reset_call_counts() -> None: ...
+def thread_count() -> int: ...
+def set_thread_count(count: int) -> None: ...
+
+version: str

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""The functions that users call."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from mps_sdpa import _core
+from mps_sdpa.arguments import (
+    attention_settings,
+    check_packing,
+    check_sinks,
+    check_tensors,
+    sdpa_settings,
+)
+from mps_sdpa.autograd import apply_plain
+from mps_sdpa.engine import PLAIN, attend, is_special, sdpa_options
+from mps_sdpa.packed import attend_packed
+
+__all__ = ["attention", "sdpa_opt", "varlen_attention"]
+
+_classify = _core.classify
+_forward = _core.forward
+_is_grad_enabled = torch.is_grad_enabled
+
+
+def sdpa_opt(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention, computed by the best back end.
+
+    Takes what torch takes and gives what torch gives. In addition query heads that are a multiple
+    of the key heads are grouped without `enable_gqa`, `attn_mask` and `is_causal` both apply, and
+    a float mask may have any float dtype and gets a gradient.
+    """
+    try:
+        if dropout_p == 0.0 and not is_special():
+            kind = _classify(query, key, value, attn_mask)
+            if kind:
+                options, settings = sdpa_options(is_causal, scale, backend)
+                if kind == PLAIN or not _is_grad_enabled():
+                    found = _forward(query, key, value, attn_mask, None, options, False)
+                else:
+                    found = apply_plain(
+                        query, key, value, attn_mask, None, options, settings, False
+                    )
+                if found is not None and found[0] is not None and found[2] is None:
+                    return found[0]
+    except (RuntimeError, TypeError):
+        pass  # the general door below finds out what is wrong and says so
+    settings = sdpa_settings(dropout_p, is_causal, scale, backend)
+    check_tensors(query, key, value, attn_mask)
+    return attend(query, key, value, attn_mask, None, settings)[0]
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = ...,
+    causal: bool | str = ...,
+    window: tuple[int, int] | None = ...,
+    softcap: float = ...,
+    sinks: Tensor | None = ...,
+    dropout: float = ...,
+    scale: float | None = ...,
+    seed: int | None = ...,
+    return_lse: Literal[False] = ...,
+    layout: str = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    return_lse: Literal[True],
+    mask: Tensor | None = ...,
+    causal: bool | str = ...,
+    window: tuple[int, int] | None = ...,
+    softcap: float = ...,
+    sinks: Tensor | None = ...,
+    dropout: float = ...,
+    scale: float | None = ...,
+    seed: int | None = ...,
+    layout: str = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool | str = False,
+    window: tuple[int, int] | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    seed: int | None = None,
+    return_lse: bool = False,
+    layout: str = "bhld",
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention with every option of the engine.
+
+    `causal` is False, True or "upper_left" (key j <= query i), or "lower_right" (the last query
+    sees the last key). `window=(left, right)` limits keys around the query; -1 leaves a side open.
+    `softcap` bounds scores by a tanh. `sinks` is one logit a head that takes part in the softmax
+    without a value. `seed` fixes dropout. `layout` is "bhld", or "blhd" with heads inside lengths.
+    With `return_lse` also the log of the softmax's sum, float32, [batch, heads, q_len].
+    """
+    settings = attention_settings(causal, window, softcap, dropout, scale, seed, backend)
+    check_tensors(q, k, v, mask)
+    check_sinks(sinks)
+    if layout not in ("bhld", "blhd"):
+        raise ValueError(f"layout must be 'bhld' or 'blhd', but got {layout!r}")
+    swapped = layout == "blhd"
+    if swapped:
+        q, k, v = (tensor.transpose(-3, -2) for tensor in (q, k, v))
+    out, lse = attend(q, k, v, mask, sinks, settings, return_lse)
+    if swapped:
+        out = out.transpose(-3, -2)
+    if not return_lse:
+        return out
+    assert lse is not None
+    return out, lse
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    causal: bool | str = False,
+    window: tuple[int, int] | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    seed: int | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of packed sequences: `q`, `k`, `v` are [total length, heads, dim].
+
+    Sequence n has the queries cu_q[n] to cu_q[n + 1] and the keys cu_k[n] to cu_k[n + 1]; `max_q`
+    and `max_k` are the longest lengths. The log-sum-exp is [heads, total length].
+    """
+    settings = attention_settings(causal, window, softcap, dropout, scale, seed, backend)
+    check_tensors(q, k, v, None)
+    check_sinks(sinks)
+    starts = check_packing(q, k, v, (cu_q, cu_k), (max_q, max_k))
+    out, lse = attend_packed(q, k, v, sinks, starts, settings, return_lse)
+    if not return_lse:
+        return out
+    assert lse is not None
+    return out, lse

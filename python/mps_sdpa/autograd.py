@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""The gradient of attention for autograd: only what is asked for, and again differentiable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from mps_sdpa import _core, composite
+from mps_sdpa.settings import Settings
+
+__all__ = ["AttentionFunction", "apply_plain"]
+
+
+class AttentionFunction(Function):
+    """(query, key, value, mask, sinks, options, settings, want_lse) -> (out, lse, choice).
+
+    `settings` says the same as `options`, for the formula that derivatives of derivatives use.
+    Where `out` is None, torch's own function is to run.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        sinks: Tensor | None,
+        options: _core.Options,
+        settings: Settings,
+        want_lse: bool,
+    ) -> tuple[Tensor | None, Tensor | None, _core.Choice | None]:
+        found = _core.forward(query, key, value, mask, sinks, options, True)
+        if found is None:
+            return None, None, None
+        out, lse, choice = found
+        ctx.to_save = (query, key, value, mask, sinks, out, lse)
+        ctx.options, ctx.settings, ctx.want_lse = options, settings, want_lse
+        ctx.materialize_grads = False
+        return out, lse if want_lse else None, choice
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *_: object
+    ) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:5]
+        if grad_out is None:
+            grad_out = torch.zeros_like(saved[5])
+        if torch.is_grad_enabled():
+            gradients = _differentiable(saved[:5], wanted, ctx.settings, grad_out, grad_lse)
+        else:
+            gradients = _fused(saved, wanted, ctx.options, grad_out, grad_lse)
+        return (*gradients, None, None, None)
+
+
+#: `AttentionFunction.apply` without its check for transforms, which the caller has made.
+apply_plain = super(Function, AttentionFunction).apply  # type: ignore[misc]
+
+
+def _fused(
+    saved: tuple[Tensor | None, ...],
+    wanted: tuple[bool, ...],
+    options: _core.Options,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor | None]:
+    """The kernel's gradients, summed over what was broadcast, in the inputs' dtypes."""
+    bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
+    gradients, _ = _core.backward(saved, grad_out, grad_lse, options, bits)
+    for index, gradient in enumerate(gradients):
+        if gradient is None:
+            continue
+        tensor = saved[index]
+        assert tensor is not None
+        if gradient.shape != tensor.shape:
+            gradient = gradient.sum_to_size(tensor.shape)
+        if gradient.dtype != tensor.dtype:
+            gradient = gradient.to(tensor.dtype)
+        gradients[index] = gradient
+    return gradients
+
+
+def _differentiable(
+    inputs: tuple[Tensor | None, ...],
+    wanted: tuple[bool, ...],
+    settings: Settings,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor | None]:
+    """The gradients as a formula that autograd can differentiate again."""
+    query, key, value, mask, sinks = inputs
+    assert query is not None and key is not None and value is not None
+    out, lse = composite.attention(query, key, value, mask, sinks, settings)
+    asked = [t for t, is_wanted in zip(inputs, wanted, strict=True) if is_wanted and t is not None]
+    outputs, grads = [out], [grad_out]
+    if grad_lse is not None:
+        outputs.append(lse)
+        grads.append(grad_lse)
+    found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=True, allow_unused=True))
+    return [next(found) if is_wanted else None for is_wanted in wanted]

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""From torch tensors to the compiled module: options, routes, and what happens where none fits.
+
+The order of routes for one call: the fast door in `api` (plain CPU tensors, nothing special
+going on); `dispatch` below, which casts for autocast, expands unequal key and value heads, and
+sends to torch's own function what no back end of ours takes, counted under its reason.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from mps_sdpa import _core, stats
+from mps_sdpa.autograd import AttentionFunction
+from mps_sdpa.backends import check_backend, default_backend
+from mps_sdpa.environment import environment
+from mps_sdpa.settings import Causal, Settings
+from mps_sdpa.stock import stock_attention
+
+__all__ = [
+    "attend",
+    "forget_options",
+    "is_special",
+    "options_for",
+    "sdpa_options",
+]
+
+#: Query, key, value, mask, sinks.
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+#: Bits of what `_core.classify` returns.
+PLAIN, PLAIN_WITH_GRADIENT = 1, 3
+
+_attached = False
+
+
+def attach() -> None:
+    """Connects the compiled module with this process's torch; runs once, at the first call."""
+    global _attached
+    if _attached:
+        return
+    api = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    _core.attach(Tensor, Parameter, api)
+    _core.set_thread_count(environment().threads)
+    _attached = True
+
+
+def _resolved(backend: str) -> str:
+    if backend == "auto":
+        backend = default_backend()
+    check_backend(backend)
+    return backend
+
+
+@functools.lru_cache(maxsize=512)
+def options_for(settings: Settings) -> _core.Options:
+    """The compiled form of settings, with the back end's name checked."""
+    attach()
+    return _core.Options(
+        scale=settings.scale,
+        causal=int(settings.causal),
+        window=settings.window,
+        softcap=settings.softcap,
+        dropout=settings.dropout,
+        seed=settings.seed,
+        offset=settings.offset,
+        backend=_resolved(settings.backend),
+    )
+
+
+@functools.lru_cache(maxsize=512, typed=True)
+def sdpa_options(
+    is_causal: bool, scale: float | None, backend: str
+) -> tuple[_core.Options, Settings]:
+    """The options of a call of `sdpa_opt` without dropout."""
+    if type(is_causal) is not bool or type(scale) not in (float, type(None)):
+        raise TypeError("not for the fast door")
+    causal = Causal.UPPER_LEFT if is_causal else Causal.NONE
+    settings = Settings(scale=scale, causal=causal, backend=backend)
+    return options_for(settings), settings
+
+
+def forget_options() -> None:
+    """Drops cached options; for when the default back end changes."""
+    options_for.cache_clear()
+    sdpa_options.cache_clear()
+
+
+
+
+_autocast = torch._C._is_any_autocast_enabled
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transforms = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+
+
+def is_special() -> bool:
+    """Whether anything is going on in torch that the fast door does not know."""
+    return bool(
+        _transforms()
+        or _dispatch_modes()
+        or _function_modes()
+        or _autocast()
+        or _tracing() is not None
+    )
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    if not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if eligible else tensor
+
+
+def _only_default_device() -> bool:
+    """Whether the active function modes do no more than name a default device."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._device import DeviceContext
+
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+
+
+def _is_plain(tensor: Tensor | None) -> bool:
+    return tensor is None or type(tensor) in (Tensor, Parameter)
+
+
+def _reason_for_stock(tensors: tuple[Tensor | None, ...]) -> str | None:
+    """Why a call is torch's own to run; None if a back end may have it."""
+    query = tensors[0]
+    assert query is not None
+    if not all(map(_is_plain, tensors)):
+        return "tensor subclass"
+    if query.device.type != "cpu":
+        return f"not on this device ({query.device.type})"
+    if query.layout != torch.strided:
+        return "sparse layout"
+    if _transforms():
+        return "function transform"
+    if _dispatch_modes():
+        return "dispatch mode"
+    if _function_modes() and not _only_default_device():
+        return "function mode"
+    return "tracing" if _tracing() is not None else None
+
+
+def _equal_heads(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value with the same number of heads: the smaller is repeated."""
+    if min(key.dim(), value.dim()) < 3 or key.size(-3) == value.size(-3):
+        return key, value
+    heads, others = key.size(-3), value.size(-3)
+    if min(heads, others) > 1 and heads % others == 0:
+        return key, value.repeat_interleave(heads // others, -3)
+    if min(heads, others) > 1 and others % heads == 0:
+        return key.repeat_interleave(others // heads, -3), value
+    return key, value
+
+
+def _resolved_inputs(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None
+) -> Inputs:
+    """The inputs with lazy negations carried out: their memory holds the negative."""
+    return (
+        query.resolve_neg(),
+        key.resolve_neg(),
+        value.resolve_neg(),
+        None if mask is None else mask.resolve_neg(),
+        None if sinks is None else sinks.resolve_neg(),
+    )
+
+
+def _reason_in(choice: _core.Choice, requested: str) -> str:
+    """The counter's label for a choice that is not the one asked for."""
+    against = dict(choice.rejected)
+    if requested in against:
+        return f"{requested}: {against[requested]}"
+    if choice.why.startswith("Calibration"):
+        return "short sequence"
+    return "; ".join(f"{name}: {reason}" for name, reason in choice.rejected) or choice.why
+
+
+def account(
+    choice: _core.Choice,
+    settings: Settings,
+    inputs: Inputs,
+    found: tuple[Tensor | None, Tensor | None],
+    want_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Deals with a choice that is not the one asked for: runs torch's function, counts, refuses."""
+    requested = _resolved(settings.backend)
+    reason = _reason_in(choice, requested)
+    if environment().strict and requested != "auto":
+        raise RuntimeError(f"MPS_SDPA_STRICT is set and back end {reason}")
+    out, lse = found
+    if out is None:
+        out, lse = stock_attention(*inputs, settings, want_lse)
+    stats.record_fallback(reason)
+    return out, lse
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    settings: Settings,
+    want_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """One call in full generality: the output, and the log-sum-exp if wanted."""
+    options = options_for(settings)
+    if _resolved(settings.backend) == "stock":
+        return stock_attention(query, key, value, mask, sinks, settings, want_lse)
+    if (dtype := _autocast_dtype(query.device.type)) is not None:
+        with torch.autocast(query.device.type, enabled=False):
+            query, key, value = (_cast(tensor, dtype) for tensor in (query, key, value))
+            return attend(query, key, value, mask, sinks, settings, want_lse)
+    if reason := _reason_for_stock((query, key, value, mask, sinks)):
+        found = stock_attention(query, key, value, mask, sinks, settings, want_lse)
+        stats.record_fallback(reason)
+        return found
+    key, value = _equal_heads(key, value)
+    inputs = _resolved_inputs(query, key, value, mask, sinks)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        out, lse, choice = AttentionFunction.apply(*inputs, options, settings, want_lse)
+    else:
+        found_or_none = _core.forward(*inputs, options, want_lse)
+        assert found_or_none is not None
+        out, lse, choice = found_or_none
+    if choice is None:
+        return out, lse
+    return account(choice, settings, inputs, (out, lse), want_lse)

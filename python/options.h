@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "sdpa/attention.h"
+
+namespace mps_sdpa {
+
+/// Everything a call asks for besides tensors, made once and reused: building it costs more than
+/// reading a tensor.
+struct Options {
+  sdpa::Attributes attributes;
+  sdpa::Request request;
+};
+
+/// Binds Options and Choice.
+void bind_options(nanobind::module_& m);
+
+}  // namespace mps_sdpa

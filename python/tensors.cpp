@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: MIT
+#include "tensors.h"
+
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "sdpa/attention.h"
+
+namespace mps_sdpa {
+namespace {
+
+using sdpa::Device;
+using sdpa::DType;
+using sdpa::TensorView;
+
+Torch torch;
+
+bool is_plain(nb::handle object) {
+  PyTypeObject* type = Py_TYPE(object.ptr());
+  return type == torch.tensor || type == torch.parameter;
+}
+
+bool requires_grad(nb::handle tensor) {
+  static PyObject* const kName = PyUnicode_InternFromString("requires_grad");
+  return nb::steal(PyObject_GetAttr(tensor.ptr(), kName)).is(nb::handle(Py_True));
+}
+
+/// A lazily negated tensor, such as the imaginary part of a conjugate: its memory holds the
+/// negative.
+bool is_negated(nb::handle tensor) {
+  static PyObject* const kName = PyUnicode_InternFromString("is_neg");
+  PyObject* arguments[] = {tensor.ptr()};
+  return nb::steal(PyObject_VectorcallMethod(kName, arguments, 1, nullptr)).is(nb::handle(Py_True));
+}
+
+/// Whether an object's memory may be read as it is.
+bool is_readable(nb::handle object) { return is_plain(object) && !is_negated(object); }
+
+std::string unknown_dtype(const char* argument, const std::string& dtype) {
+  const std::string allowed = std::string(argument) == "attn_mask"
+                                  ? "bool, float32, float16, bfloat16 and float64 are allowed"
+                                  : "float32, float16, bfloat16 and float64 are allowed";
+  return std::string(argument) + " has dtype " + dtype + "; " + allowed;
+}
+
+/// "int64", as torch prints it without its module.
+std::string dtype_name(nb::handle tensor) {
+  const std::string full = nb::cast<std::string>(nb::str(tensor.attr("dtype")));
+  return full.substr(full.find('.') + 1);
+}
+
+DType dtype_named(const std::string& name, const char* argument) {
+  for (DType dtype :
+       {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat64, DType::kBool})
+    if (name == sdpa::name(dtype)) return dtype;
+  throw std::invalid_argument(unknown_dtype(argument, name));
+}
+
+DType dtype_of(const dlpack::DataType& type, nb::handle tensor, const char* argument) {
+  if (type.code == dlpack::kFloat && type.bits == 32) return DType::kFloat32;
+  if (type.code == dlpack::kFloat && type.bits == 16) return DType::kFloat16;
+  if (type.code == dlpack::kBFloat) return DType::kBFloat16;
+  if (type.code == dlpack::kFloat && type.bits == 64) return DType::kFloat64;
+  if (type.code == dlpack::kBool) return DType::kBool;
+  throw std::invalid_argument(unknown_dtype(argument, dtype_name(tensor)));
+}
+
+constexpr dlpack::DataType to_dlpack(DType dtype) {
+  const auto bits = static_cast<std::uint8_t>(8 * sdpa::size_bytes(dtype));
+  if (dtype == DType::kBool) return {dlpack::kBool, 8, 1};
+  return {dtype == DType::kBFloat16 ? dlpack::kBFloat : dlpack::kFloat, bits, 1};
+}
+
+void check_rank(std::int64_t rank, const char* argument) {
+  if (rank > sdpa::kMaxRank)
+    throw std::invalid_argument(std::string(argument) + " has " + std::to_string(rank) +
+                                " dimensions; up to " + std::to_string(sdpa::kMaxRank) +
+                                " are allowed");
+}
+
+/// A scalar is a vector of one: rank 0 means "absent".
+TensorView at_least_vector(TensorView view) {
+  if (view.rank == 0) {
+    view.rank = 1;
+    view.shape[0] = 1;
+  }
+  return view;
+}
+
+Device device_of(const dlpack::Device& device) {
+  return device.type == dlpack::kMetal ? Device::kMetal
+         : device.type == dlpack::kCpu ? Device::kCpu
+                                       : Device::kCuda;
+}
+
+/// A tensor that torch cannot describe (meta, sparse, ...): not the CPU's, so no back end takes it.
+TensorView elsewhere() {
+  PyErr_Clear();
+  return {.device = Device::kCuda, .rank = 1, .shape = {1}};
+}
+
+TensorView describe(nb::handle tensor, const char* argument) {
+  dlpack::Tensor seen;
+  if (torch.exchange->describe(tensor.ptr(), &seen) != 0) return elsewhere();
+  check_rank(seen.rank, argument);
+  TensorView view{.data = static_cast<char*>(seen.data) + seen.byte_offset,
+                  .dtype = dtype_of(seen.dtype, tensor, argument),
+                  .device = device_of(seen.device),
+                  .rank = seen.rank};
+  std::copy_n(seen.shape, seen.rank, view.shape.begin());
+  std::copy_n(seen.strides, seen.rank, view.strides.begin());
+  return at_least_vector(view);
+}
+
+void read_integers(nb::handle sequence, std::array<std::int64_t, sdpa::kMaxRank>& out) {
+  int dim = 0;
+  for (nb::handle item : sequence)
+    out[static_cast<std::size_t>(dim++)] = nb::cast<std::int64_t>(item);
+}
+
+TensorView read_attributes(nb::handle tensor, const char* argument) {
+  const auto rank = nb::cast<std::int64_t>(tensor.attr("ndim"));
+  check_rank(rank, argument);
+  TensorView view{
+      .data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(tensor.attr("data_ptr")())),
+      .dtype = dtype_named(dtype_name(tensor), argument),
+      .rank = static_cast<int>(rank)};
+  const auto type = nb::cast<std::string>(tensor.attr("device").attr("type"));
+  view.device = type == "cpu" ? Device::kCpu : type == "mps" ? Device::kMetal : Device::kCuda;
+  read_integers(tensor.attr("shape"), view.shape);
+  read_integers(tensor.attr("stride")(), view.strides);
+  return at_least_vector(view);
+}
+
+void raise_from_torch(void*, const char* kind, const char* message) {
+  PyErr_SetString(std::string(kind) == "MemoryError" ? PyExc_MemoryError : PyExc_RuntimeError,
+                  message);
+}
+
+nb::object allocate_by_exchange(TensorView& like, bool swapped) {
+  dlpack::Tensor prototype{.data = nullptr,
+                           .device = {dlpack::kCpu, 0},
+                           .rank = like.rank,
+                           .dtype = to_dlpack(like.dtype),
+                           .shape = like.shape.data(),
+                           .strides = nullptr,
+                           .byte_offset = 0};
+  dlpack::ManagedTensor* made = nullptr;
+  if (swapped) std::swap(like.shape[1], like.shape[2]);
+  const int status = torch.exchange->allocate(&prototype, &made, nullptr, raise_from_torch);
+  if (swapped) std::swap(like.shape[1], like.shape[2]);
+  if (status != 0) throw nb::python_error();
+  if (swapped) {
+    std::swap(made->tensor.shape[1], made->tensor.shape[2]);
+    std::swap(made->tensor.strides[1], made->tensor.strides[2]);
+  }
+  like.data = static_cast<char*>(made->tensor.data) + made->tensor.byte_offset;
+  std::copy_n(made->tensor.strides, like.rank, like.strides.begin());
+  void* object = nullptr;
+  if (torch.exchange->object_from_owned(made, &object) != 0) throw nb::python_error();
+  return nb::steal(static_cast<PyObject*>(object));
+}
+
+nb::object empty(const TensorView& like) {
+  const nb::module_ module = nb::module_::import_("torch");
+  nb::list shape;
+  for (int dim = 0; dim < like.rank; ++dim) shape.append(like.shape[static_cast<std::size_t>(dim)]);
+  const std::string dtype(sdpa::name(like.dtype));
+  return module.attr("empty")(shape, nb::arg("dtype") = module.attr(dtype.c_str()));
+}
+
+nb::object allocate_by_attributes(TensorView& like, bool swapped) {
+  if (swapped) std::swap(like.shape[1], like.shape[2]);
+  nb::object made = empty(like);
+  if (swapped) made = made.attr("transpose")(1, 2);
+  like = read_attributes(made, "out");
+  return made;
+}
+
+}  // namespace
+
+void attach(nb::object tensor_type, nb::object parameter_type, nb::object capsule) {
+  torch.tensor = reinterpret_cast<PyTypeObject*>(tensor_type.release().ptr());
+  torch.parameter = reinterpret_cast<PyTypeObject*>(parameter_type.release().ptr());
+  torch.exchange = nullptr;
+  if (capsule.is_none()) return;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(
+      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) throw nb::python_error();
+  if (api->version.major == 1 && api->describe != nullptr) torch.exchange = api;
+}
+
+int classify(nb::handle query, nb::handle key, nb::handle value, nb::handle mask) {
+  const bool masked = !mask.is_none();
+  if (!is_readable(query) || !is_readable(key) || !is_readable(value) ||
+      (masked && !is_readable(mask)))
+    return 0;
+  const bool differentiable = requires_grad(query) || requires_grad(key) || requires_grad(value) ||
+                              (masked && requires_grad(mask));
+  return differentiable ? 3 : 1;
+}
+
+TensorView view_of(nb::handle tensor, const char* argument) {
+  if (tensor.is_none()) return {};
+  return torch.exchange != nullptr ? describe(tensor, argument) : read_attributes(tensor, argument);
+}
+
+sdpa::ForwardTensors inputs_of(nb::handle query, nb::handle key, nb::handle value, nb::handle mask,
+                               nb::handle sinks) {
+  sdpa::ForwardTensors t{.query = view_of(query, "query"),
+                         .key = view_of(key, "key"),
+                         .value = view_of(value, "value"),
+                         .mask = view_of(mask, "attn_mask"),
+                         .sinks = view_of(sinks, "sinks"),
+                         .out = {},
+                         .lse = {}};
+  t.out = sdpa::output_shape(t.query, t.key, t.value);
+  return t;
+}
+
+TensorView with_column(TensorView view) {
+  if (!view.is_present()) return view;
+  view.shape[static_cast<std::size_t>(view.rank)] = 1;
+  view.strides[static_cast<std::size_t>(view.rank)] = 1;
+  ++view.rank;
+  return view;
+}
+
+Order order_of(const TensorView& view) {
+  const bool inside = view.rank == 4 && view.strides[1] < view.strides[2] && view.shape[1] > 1;
+  return inside ? Order::kHeadsInside : Order::kRowMajor;
+}
+
+nb::object allocate(TensorView& like, Order order) {
+  const bool swapped = order == Order::kHeadsInside && like.rank == 4;
+  return torch.exchange != nullptr ? allocate_by_exchange(like, swapped)
+                                   : allocate_by_attributes(like, swapped);
+}
+
+}  // namespace mps_sdpa
