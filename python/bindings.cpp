@@ -12,6 +12,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "cases.h"
 #include "options.h"
 #include "oracle.h"
 #include "sdpa/attention.h"
@@ -210,6 +211,7 @@ NB_MODULE(_core, m) {
   m.attr("version") = SDPA_VERSION;
   bind_options(m);
   bind_oracle(m);
+  bind_cases(m);
   m.def("attach", &attach, arg("tensor"), arg("parameter"), arg("capsule").none());
   m.def("classify", &classify, arg("query"), arg("key"), arg("value"), arg("mask").none());
   m.def("forward", &forward, arg("query"), arg("key"), arg("value"), arg("mask").none(),

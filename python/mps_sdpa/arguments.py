@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -141,7 +142,7 @@ def _starts(name: str, cumulative: Any, total: int, longest: int) -> list[int]:
     if not isinstance(cumulative, Tensor) or cumulative.dim() != 1 or cumulative.numel() < 1:
         raise ValueError(f"{name} must be a vector of starts with the total length at its end")
     starts: list[int] = cumulative.tolist()
-    lengths = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    lengths = [after - before for before, after in itertools.pairwise(starts)]
     if starts[0] != 0 or starts[-1] != total or any(length < 0 for length in lengths):
         raise ValueError(f"{name} must rise from 0 to the total length {total}, but got {starts}")
     if lengths and max(lengths) > longest:

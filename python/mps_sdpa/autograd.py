@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.autograd import Function
 from mps_sdpa import _core, composite
 from mps_sdpa.settings import Settings
 
-__all__ = ["AttentionFunction", "apply_plain"]
+__all__ = ["AttentionFunction", "apply", "apply_plain"]
 
 
 class AttentionFunction(Function):
@@ -59,7 +60,9 @@ class AttentionFunction(Function):
 
 
 #: `AttentionFunction.apply` without its check for transforms, which the caller has made.
-apply_plain = super(Function, AttentionFunction).apply  # type: ignore[misc]
+apply_plain: Callable[..., Any] = super(Function, AttentionFunction).apply
+#: The whole `apply`, typed.
+apply: Callable[..., Any] = AttentionFunction.apply
 
 
 def _fused(

@@ -13,9 +13,9 @@ import functools
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 
-from mps_sdpa import _core, stats
-from mps_sdpa.autograd import AttentionFunction
+from mps_sdpa import _core, autograd, stats
 from mps_sdpa.backends import check_backend, default_backend
 from mps_sdpa.environment import environment
 from mps_sdpa.settings import Causal, Settings
@@ -90,8 +90,6 @@ def forget_options() -> None:
     sdpa_options.cache_clear()
 
 
-
-
 _autocast = torch._C._is_any_autocast_enabled
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
@@ -123,10 +121,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _only_default_device() -> bool:
     """Whether the active function modes do no more than name a default device."""
-    from torch.overrides import _get_current_function_mode_stack
-    from torch.utils._device import DeviceContext
-
-    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+    modes = (torch._C._get_function_stack_at(n) for n in range(_function_modes()))
+    return all(type(mode) is DeviceContext for mode in modes)
 
 
 def _is_plain(tensor: Tensor | None) -> bool:
@@ -230,7 +226,7 @@ def attend(
     key, value = _equal_heads(key, value)
     inputs = _resolved_inputs(query, key, value, mask, sinks)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        out, lse, choice = AttentionFunction.apply(*inputs, options, settings, want_lse)
+        out, lse, choice = autograd.apply(*inputs, options, settings, want_lse)
     else:
         found_or_none = _core.forward(*inputs, options, want_lse)
         assert found_or_none is not None
