@@ -102,7 +102,7 @@ def parse_parameter(text: str) -> Parameter:
         raise SourceError(f"a kernel parameter without a name or an attribute: {text!r}")
     read_only = re.search(r"\b(const|constant)\b", declaration) is not None
     for attribute in split_commas(attributes):
-        bound = re.fullmatch(r"(buffer|threadgroup)\s*\((\d+)\)", attribute)
+        bound = re.fullmatch(r"(buffer|threadgroup(?:_argument)?)\s*\((\d+)\)", attribute)
         if bound:
             source = "kBuffer" if bound[1] == "buffer" else "kThreadgroupMemory"
             return Parameter(source, int(bound[2]), name[1], read_only)
@@ -204,10 +204,8 @@ def generate(
             f'  kernels.push_back(sim::make_kernel<&{prefix}{instance.expression}>(\n'
             f'      "{instance.host_name}",\n      {{{parameters}}},\n      {kernel.max_threads}));'
         )
-    flags = "\n".join(f"bool is_{c.name}_defined;" for c in constants)
     rows = "\n".join(
-        f"      {{{c.index}, &{prefix}{c.name}, sizeof({prefix}{c.name}), &is_{c.name}_defined}},"
-        for c in constants
+        f"      {{{c.index}, &{prefix}{c.name}, sizeof({prefix}{c.name})}}," for c in constants
     )
     calls = "\n".join(made)
     return f"""// Generated. Registers Metal kernels with the simulator.
@@ -216,7 +214,6 @@ def generate(
 {includes}
 
 namespace {{
-{flags}
 
 std::vector<sim::Kernel> make_kernels() {{
   std::vector<sim::Kernel> kernels;

@@ -57,7 +57,6 @@ struct FunctionConstant {
   int index;
   void* variable;
   size_t bytes;
-  bool* is_defined;
 };
 
 /// Adds kernels and constants of one kernel library when it is loaded.

@@ -77,6 +77,9 @@ inline __attribute__((no_sanitize("thread"))) void count_exponential() {
 /// The storage of a threadgroup variable: one per declaration (`tag`) and threadgroup.
 void* threadgroup_array(const void* tag, size_t bytes, size_t align);
 
+/// Has the dispatch given this function constant a value?
+bool is_constant_defined(const void* variable);
+
 /// Checks of an access by kernel code; called by instrumented code. Does nothing outside a kernel.
 void check_load(const void* address, size_t bytes);
 void check_store(const void* address, size_t bytes);

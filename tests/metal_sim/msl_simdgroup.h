@@ -11,6 +11,11 @@
 
 namespace metal {
 
+template <class T>
+bool is_function_constant_defined(const T& constant_variable) {
+  return sim::is_constant_defined(&constant_variable);
+}
+
 enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
 
 constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }

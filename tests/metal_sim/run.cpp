@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <thread>
 
@@ -88,11 +89,13 @@ std::string dispatch_fault(const Dispatch& dispatch, const Kernel& kernel) {
   return fault.empty() ? fault : fault + ", in a dispatch of " + kernel.name;
 }
 
+std::set<const void*> defined_constants;
+
 // Sets the library's function constants; those that the dispatch does not name are undefined.
 std::string set_constants(const Dispatch& dispatch) {
+  defined_constants.clear();
   for (const FunctionConstant& constant : constants_of(dispatch.function)) {
     memset(constant.variable, 0, constant.bytes);
-    *constant.is_defined = false;
     for (const Constant& value : dispatch.constants) {
       if (value.index != constant.index) continue;
       if (value.bytes != constant.bytes)
@@ -100,7 +103,7 @@ std::string set_constants(const Dispatch& dispatch) {
                std::to_string(constant.bytes) + " bytes, " + std::to_string(value.bytes) +
                " are given";
       memcpy(constant.variable, value.data, value.bytes);
-      *constant.is_defined = true;
+      defined_constants.insert(constant.variable);
     }
   }
   return {};
@@ -224,6 +227,8 @@ Result run(const Dispatch& dispatch, const Options& options) {
   if (!fault.empty()) return {{}, {fault}};
   return machine().run(dispatch, options, *kernel);
 }
+
+bool is_constant_defined(const void* variable) { return defined_constants.count(variable) != 0; }
 
 Counters& Counters::operator+=(const Counters& other) {
   matrix_multiplies += other.matrix_multiplies;

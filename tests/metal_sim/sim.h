@@ -45,11 +45,11 @@ enum class GridUnit {
 };
 
 struct Dispatch {
-  std::string function;  // the host name
-  std::vector<Binding> bindings;
+  std::string function = {};  // the host name
+  std::vector<Binding> bindings = {};
   std::vector<Constant> constants = {};
-  Size grid;
-  Size group;  // threads per threadgroup
+  Size grid = {};
+  Size group = {};  // threads per threadgroup
   GridUnit grid_unit = GridUnit::kThreadgroups;
 };
 
