@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "sdpa/cpu/backend.h"
 
-#include "sdpa/reference.h"
+#include "sdpa/cpu/instruction_set.h"
 
 namespace sdpa::cpu {
 namespace {
@@ -17,15 +17,15 @@ class CpuBackend final : public Backend {
   std::vector<std::string> unsupported(const Problem&, Pass) const override { return {}; }
 
   std::string explain(const Problem&, Pass) const override {
-    return "reference loops in double precision";
+    return std::string(instruction_set().name);
   }
 
   void forward(const Problem& problem, const ForwardTensors& tensors) const override {
-    reference::forward(problem, tensors);
+    instruction_set().kernels.forward(problem, tensors);
   }
 
   void backward(const Problem& problem, const BackwardTensors& tensors) const override {
-    reference::backward(problem, tensors);
+    instruction_set().kernels.backward(problem, tensors);
   }
 };
 

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What a kernel may ask of an instruction set, and the functions written once on top of it.
+//
+// An instruction set is a struct S of static functions, defined in simd_<name>.h inside an
+// ANONYMOUS namespace and included by the one translation unit that is compiled with its flags.
+// Every template instantiated with S therefore has internal linkage: the linker can never pick a
+// function that was compiled for one set where another runs. For the same reason kernels call no
+// inline function of the standard library that a compiler might leave out of line
+// (tests/cpu_symbols_test.sh looks at the objects).
+//
+// S offers, all on vectors of kLanes floats or 32-bit words:
+//
+//   Vec, Words, Mask      registers; a Mask is a predicate a lane
+//   kLanes                floats in a Vec
+//   kRows, kColumns       the register tile: kRows broadcast rows times kColumns vectors of lanes
+//   kHasBFloat16Dot       whether Pairs exist: multiply_add(Pairs, Pairs, Vec) and pack_pairs
+//   zero broadcast load store load_part store_part     float, Float16 or BFloat16 in memory
+//   add sub mul div min max round multiply_add scale_by_power
+//   greater not_less is_finite any to_bits select keep both    predicates; `greater` is false on
+//   NaN words: load_words store_words broadcast_word word_and word_or word_xor word_add
+//          test not_below multiply_wide or_where byte_bits
+//   transpose             kLanes vectors of kLanes, in registers
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "sdpa/dtype.h"
+
+/// Kernels are written as many small steps that must share one set of registers.
+#define SDPA_INLINE __attribute__((always_inline)) inline
+#define SDPA_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace sdpa::cpu {
+
+/// Two neighbouring 16-bit elements as one broadcastable word.
+struct BFloat16Pair {
+  std::uint32_t bits;
+};
+
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kLn2 = 0.69314718055994530942f;
+
+/// The widest vector of any instruction set, in floats.
+constexpr int kMaxLanes = 16;
+
+template <int... Indices, typename Function>
+SDPA_INLINE constexpr void unroll_over(std::integer_sequence<int, Indices...>,
+                                       Function&& function) {
+  (function(std::integral_constant<int, Indices>{}), ...);
+}
+
+/// Calls `function(i)` for i in [0, Count) with i a constant, so that arrays of vectors become
+/// registers.
+template <int Count, typename Function>
+SDPA_INLINE constexpr void unroll(Function&& function) {
+  unroll_over(std::make_integer_sequence<int, Count>{}, function);
+}
+
+/// 2^t for t < 128; 0 below -126, where the result would be subnormal; NaN stays NaN.
+/// t = n + f with n whole and f in [-1/2, 1/2], and a minimax polynomial for 2^f. Degree 5 has a
+/// relative error of 7.5e-8, degree 3 of 7.5e-5: enough for a probability rounded to 16 bits.
+template <class S, int Degree = 5>
+SDPA_INLINE typename S::Vec exp2(typename S::Vec t) {
+  static_assert(Degree == 5 || Degree == 3);
+  const auto n = S::round(t);
+  const auto f = S::sub(t, n);
+  typename S::Vec p;
+  if constexpr (Degree == 5) {
+    p = S::multiply_add(S::broadcast(0.0013276472f), f, S::broadcast(0.00967554133f));
+    p = S::multiply_add(p, f, S::broadcast(0.0555071327f));
+    p = S::multiply_add(p, f, S::broadcast(0.240221197f));
+    p = S::multiply_add(p, f, S::broadcast(0.693146967f));
+    p = S::multiply_add(p, f, S::broadcast(1.00000007f));
+  } else {
+    p = S::multiply_add(S::broadcast(0.0551716691f), f, S::broadcast(0.242611122f));
+    p = S::multiply_add(p, f, S::broadcast(0.693260985f));
+    p = S::multiply_add(p, f, S::broadcast(0.999928074f));
+  }
+  return S::keep(S::not_less(t, S::broadcast(-126.0f)), S::scale_by_power(p, n));
+}
+
+/// tanh(x) = (e - 1) / (e + 1) with e = 2^(2 x log2 e), by way of e - 1 so that small x lose
+/// nothing to cancellation: e - 1 = 2^n (2^f - 1) + (2^n - 1).
+template <class S>
+SDPA_INLINE typename S::Vec tanh(typename S::Vec x) {
+  const auto t = S::mul(S::max(S::broadcast(-9.5f), S::min(S::broadcast(9.5f), x)),
+                        S::broadcast(2 * kLog2E));  // beyond 9.5 the result rounds to +-1
+  const auto n = S::round(t);
+  const auto f = S::sub(t, n);
+  auto p = S::multiply_add(S::broadcast(0.000154035123f), f, S::broadcast(0.00133907355f));
+  p = S::multiply_add(p, f, S::broadcast(0.00961823750f));
+  p = S::multiply_add(p, f, S::broadcast(0.0555035744f));
+  p = S::multiply_add(p, f, S::broadcast(0.240226498f));
+  p = S::multiply_add(p, f, S::broadcast(0.693147188f));
+  const auto power = S::scale_by_power(S::broadcast(1.0f), n);
+  const auto one = S::broadcast(1.0f);
+  const auto less_one = S::multiply_add(S::mul(p, f), power, S::sub(power, one));
+  return S::div(less_one, S::add(less_one, S::broadcast(2.0f)));
+}
+
+/// Four vectors of random words: one Philox block (see sdpa/dropout.h) a lane, for the lanes'
+/// queries and heads and one group of four keys. Equal to `philox` bit for bit.
+template <class S>
+struct PhiloxWords {
+  typename S::Words word[4];
+};
+
+template <class S>
+SDPA_INLINE PhiloxWords<S> philox(typename S::Words x, typename S::Words y, typename S::Words z,
+                                  typename S::Words w, std::uint32_t key_low,
+                                  std::uint32_t key_high) {
+  unroll<10>([&](auto) SDPA_INLINE_LAMBDA {
+    typename S::Words first_low, first_high, second_low, second_high;
+    S::multiply_wide(x, 0xD2511F53u, first_low, first_high);
+    S::multiply_wide(z, 0xCD9E8D57u, second_low, second_high);
+    x = S::word_xor(S::word_xor(second_high, y), S::broadcast_word(key_low));
+    z = S::word_xor(S::word_xor(first_high, w), S::broadcast_word(key_high));
+    y = second_low;
+    w = first_low;
+    key_low += 0x9E3779B9u;
+    key_high += 0xBB67AE85u;
+  });
+  return {{x, y, z, w}};
+}
+
+}  // namespace sdpa::cpu

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The register tile and its two products. A tile holds Rows x Columns vectors; each step of depth
+// loads Columns vectors of lanes, broadcasts one scalar a row and does Rows * Columns
+// multiply-adds:
+//
+//   multiply_rows      tile[i][j] += sum_n rows[i * row_stride + n] * lanes[n][j]
+//                      scores: rows are keys read in place, n runs over the head dimension, lanes
+//                      are queries; or gradients: rows are P^T, n runs over queries, lanes are dims
+//   multiply_columns   tile[i][j] += sum_n columns[n * column_stride + i] * lanes[n][j]
+//                      output: columns are values read in place, n runs over keys, lanes are
+//                      queries
+//
+// An Element is a float, or two 16-bit floats where the instruction set has a dot product of pairs.
+
+#include "sdpa/cpu/simd.h"
+
+namespace sdpa::cpu {
+
+template <class S, int Rows, int Columns>
+struct Tile {
+  typename S::Vec v[Rows][Columns];
+};
+
+template <class S, int Rows, int Columns>
+SDPA_INLINE void clear(Tile<S, Rows, Columns>& tile) {
+  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { tile.v[i][j] = S::zero(); });
+  });
+}
+
+template <class S, int Rows, int Columns>
+SDPA_INLINE void load(Tile<S, Rows, Columns>& tile, const float* from, std::int64_t stride) {
+  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      tile.v[i][j] = S::load(from + i * stride + j * S::kLanes);
+    });
+  });
+}
+
+template <class S, int Rows, int Columns>
+SDPA_INLINE void store(const Tile<S, Rows, Columns>& tile, float* to, std::int64_t stride) {
+  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      S::store(to + i * stride + j * S::kLanes, tile.v[i][j]);
+    });
+  });
+}
+
+template <class S, int Rows, int Columns, typename Element>
+SDPA_INLINE void multiply_rows(Tile<S, Rows, Columns>& tile, const Element* rows,
+                               std::int64_t row_stride, const Element* lanes,
+                               std::int64_t lane_stride, std::int64_t depth) {
+  const Element* row[Rows];
+  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { row[i] = rows + i * row_stride; });
+  for (std::int64_t n = 0; n < depth; ++n, lanes += lane_stride) {
+    decltype(S::load(lanes)) lane[Columns];
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { lane[j] = S::load(lanes + j * S::kLanes); });
+    unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+      const auto scalar = S::broadcast(row[i][n]);
+      unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+        tile.v[i][j] = S::multiply_add(scalar, lane[j], tile.v[i][j]);
+      });
+    });
+  }
+}
+
+template <class S, int Rows, int Columns, typename Element>
+SDPA_INLINE void multiply_columns(Tile<S, Rows, Columns>& tile, const Element* columns,
+                                  std::int64_t column_stride, const Element* lanes,
+                                  std::int64_t lane_stride, std::int64_t depth) {
+  for (std::int64_t n = 0; n < depth; ++n, columns += column_stride, lanes += lane_stride) {
+    decltype(S::load(lanes)) lane[Columns];
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { lane[j] = S::load(lanes + j * S::kLanes); });
+    unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+      const auto scalar = S::broadcast(columns[i]);
+      unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+        tile.v[i][j] = S::multiply_add(scalar, lane[j], tile.v[i][j]);
+      });
+    });
+  }
+}
+
+/// Cuts [first, last) into pieces of Rows, then of half as many and so on, and calls
+/// `function(integral_constant<piece>, start)` for each: tails need no padding and no masks.
+template <int Rows, typename Function>
+SDPA_INLINE void for_row_pieces(std::int64_t first, std::int64_t last, Function&& function) {
+  for (; first + Rows <= last; first += Rows) function(std::integral_constant<int, Rows>{}, first);
+  if constexpr (Rows > 1) for_row_pieces<Rows / 2>(first, last, function);
+}
+
+/// to[column][lane] = scale * from[lane][column], in tiles of kLanes x kLanes: lanes are `count`
+/// rows given by their addresses (nullptr: zeros); `columns` of each are read.
+template <class S, typename Element>
+void transpose_in(const Element* const* rows, int lanes, std::int64_t columns, float scale,
+                  float* to, std::int64_t lane_stride) {
+  constexpr int kLanes = S::kLanes;
+  for (int lane = 0; lane < lanes; lane += kLanes)
+    for (std::int64_t column = 0; column < columns; column += kLanes) {
+      const int width = columns - column < kLanes ? static_cast<int>(columns - column) : kLanes;
+      typename S::Vec block[kLanes];
+      unroll<kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
+        const Element* row = lane + i < lanes ? rows[lane + i] : nullptr;
+        block[i] = row == nullptr    ? S::zero()
+                   : width == kLanes ? S::load(row + column)
+                                     : S::load_part(row + column, width);
+      });
+      S::transpose(block);
+      unroll<kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
+        if (i < width)
+          S::store(to + (column + i) * lane_stride + lane, S::mul(block[i], S::broadcast(scale)));
+      });
+    }
+}
+
+/// rows[lane][column] = from[column][lane] * factor[lane]: the way back; rows that are nullptr are
+/// skipped.
+template <class S, typename Element>
+void transpose_out(const float* from, std::int64_t lane_stride, const float* factor, int lanes,
+                   std::int64_t columns, Element* const* rows) {
+  constexpr int kLanes = S::kLanes;
+  for (int lane = 0; lane < lanes; lane += kLanes)
+    for (std::int64_t column = 0; column < columns; column += kLanes) {
+      const int width = columns - column < kLanes ? static_cast<int>(columns - column) : kLanes;
+      const auto scale = S::load(factor + lane);
+      typename S::Vec block[kLanes];
+      unroll<kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
+        block[i] = i < width ? S::mul(S::load(from + (column + i) * lane_stride + lane), scale)
+                             : S::zero();
+      });
+      S::transpose(block);
+      unroll<kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
+        Element* row = lane + i < lanes ? rows[lane + i] : nullptr;
+        if (row == nullptr) return;
+        if (width == kLanes)
+          S::store(row + column, block[i]);
+        else
+          S::store_part(row + column, block[i], width);
+      });
+    }
+}
+
+}  // namespace sdpa::cpu
