@@ -12,7 +12,8 @@
 //   word    = key & 3
 //   kept    = word >= threshold,  threshold = round(p * 2^32)
 //
-// This file compiles as C++, MSL and CUDA alike: plain integers, values in and values out.
+// This file compiles as C++, MSL and CUDA alike: plain integers, values in and values out. `long`
+// has 64 bits in all of them; MSL has no `long long`.
 
 namespace sdpa {
 
@@ -23,8 +24,8 @@ struct PhiloxBlock {
 
 /// One round: two 32x32 -> 64 bit products, crossed, and mixed with the round's key.
 inline PhiloxBlock philox_round(PhiloxBlock c, unsigned int key_low, unsigned int key_high) {
-  const unsigned long long first = 0xD2511F53ull * c.x;
-  const unsigned long long second = 0xCD9E8D57ull * c.z;
+  const unsigned long first = 0xD2511F53ul * c.x;
+  const unsigned long second = 0xCD9E8D57ul * c.z;
   PhiloxBlock next;
   next.x = static_cast<unsigned int>(second >> 32) ^ c.y ^ key_low;
   next.y = static_cast<unsigned int>(second);
