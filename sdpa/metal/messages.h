@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -123,7 +124,12 @@ inline constexpr Function kFunctions[] = {
     {"MTLCreateSystemDefaultDevice", "@"},
 };
 
-/// The declaration of a message, or null.
+/// What a search that found nothing gives. Not null: comparing an address with null is no constant
+/// expression to a compiler that checks for undefined behaviour.
+inline constexpr const Message* kNoMessage = std::end(kMessages);
+inline constexpr const Function* kNoFunction = std::end(kFunctions);
+
+/// The declaration of a message, or kNoMessage.
 constexpr const Message* find_message(Kind kind, std::string_view owner,
                                       std::string_view selector) {
   for (const Message& message : kMessages) {
@@ -131,14 +137,14 @@ constexpr const Message* find_message(Kind kind, std::string_view owner,
       return &message;
     }
   }
-  return nullptr;
+  return kNoMessage;
 }
 
 constexpr const Function* find_function(std::string_view name) {
   for (const Function& function : kFunctions) {
     if (function.name == name) return &function;
   }
-  return nullptr;
+  return kNoFunction;
 }
 
 /// A message as it is written in Objective-C: "-[MTLBuffer length]".

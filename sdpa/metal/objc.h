@@ -231,8 +231,8 @@ enum class Declared { kNot, kOtherwise, kSo };
 constexpr Declared declared(Kind kind, std::string_view owner, std::string_view selector,
                             std::string_view encoding) {
   const Message* message = find_message(kind, owner, selector);
-  if (!message) message = find_message(kind, NSObject::kName, selector);
-  if (!message) return Declared::kNot;
+  if (message == kNoMessage) message = find_message(kind, NSObject::kName, selector);
+  if (message == kNoMessage) return Declared::kNot;
   return encoding_matches(encoding, message->encoding) ? Declared::kSo : Declared::kOtherwise;
 }
 
@@ -300,8 +300,9 @@ Result send(To&& to, Name, const Arguments&... arguments) {
 /// Whether the object knows a message that only newer systems have.
 template <class T, class Name>
 bool responds(const T& object, Name) {
-  static_assert(find_message(Receiver<T>::kKind, Receiver<T>::Owner::kName, Name::kText) != nullptr,
-                "messages.h does not declare this message");
+  static_assert(
+      find_message(Receiver<T>::kKind, Receiver<T>::Owner::kName, Name::kText) != kNoMessage,
+      "messages.h does not declare this message");
   return runtime().responds(object.id(), Name::slot.in(runtime()));
 }
 
@@ -310,7 +311,7 @@ template <class Result, Literal name, class... Arguments>
 Result call(void* framework, const Arguments&... arguments) {
   constexpr const auto& encoding = kFunctionEncoding<Result, Arguments...>;
   constexpr const Function* known = find_function(name.view());
-  static_assert(known != nullptr, "messages.h does not declare this function");
+  static_assert(known != kNoFunction, "messages.h does not declare this function");
   static_assert(encoding_matches(encoding.view(), known->encoding),
                 "messages.h declares it with other types");
   using Code = Carried<Result> (*)(Carried<Arguments>...);

@@ -169,7 +169,8 @@ void* FakeRuntime::function(void* framework, const char* name, const char* encod
   const auto found = functions_.find(name);
   const apple::Function* declared = apple::find_function(name);
   if (!framework) fail(std::string(name) + " asked of a framework that is not loaded");
-  if (found == functions_.end() || !declared || system_.missing.contains(name)) return nullptr;
+  if (found == functions_.end() || declared == apple::kNoFunction || system_.missing.contains(name))
+    return nullptr;
   if (!apple::encoding_matches(encoding, declared->encoding)) {
     fail(std::string(name) + " called as " + in_words(encoding) + ", but it is " +
          in_words(std::string(declared->encoding)));

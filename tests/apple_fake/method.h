@@ -176,7 +176,7 @@ class Definition {
     using Code = Thunk<selector, function>;
     constexpr const apple::Message* message =
         apple::find_message(Code::kKind, owner.view(), selector.view());
-    static_assert(message != nullptr, "messages.h does not declare this message");
+    static_assert(message != apple::kNoMessage, "messages.h does not declare this message");
     static_assert(apple::encoding_matches(Code::kEncoding.view(), message->encoding),
                   "messages.h declares it with other types");
     auto& methods =
