@@ -68,7 +68,7 @@ nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handl
   ForwardTensors t = inputs_of(query, key, value, mask, sinks);
   if (t.query.device != sdpa::Device::kCpu) return nb::none();
   nb::object lse = nb::none();
-  nb::object out = allocate(t.out, Order::kHeadsInside);
+  nb::object out = allocate(t.out, order_of(t.query));
   if (want_lse) {
     t.lse = without_columns(t.out, wide(t.query.dtype));
     lse = allocate(t.lse, Order::kRowMajor);

@@ -48,7 +48,8 @@ std::string unknown_dtype(const char* argument, const std::string& dtype) {
 
 /// "int64", as torch prints it without its module.
 std::string dtype_name(nb::handle tensor) {
-  const std::string full = nb::cast<std::string>(nb::str(tensor.attr("dtype")));
+  const nb::object dtype = tensor.attr("dtype");
+  const std::string full = nb::str(dtype).c_str();
   return full.substr(full.find('.') + 1);
 }
 

@@ -49,13 +49,15 @@ def sdpa_opt(
         if dropout_p == 0.0 and not is_special():
             kind = _classify(query, key, value, attn_mask)
             if kind:
-                options, settings = sdpa_options(is_causal, scale, backend)
-                if kind == PLAIN or not _is_grad_enabled():
-                    found = _forward(query, key, value, attn_mask, None, options, False)
-                else:
+                found: tuple[Tensor | None, Tensor | None, _core.Choice | None] | None
+                training = kind != PLAIN and _is_grad_enabled()
+                options, settings = sdpa_options(is_causal, scale, backend, training)
+                if training:
                     found = apply_plain(
                         query, key, value, attn_mask, None, options, settings, False
                     )
+                else:
+                    found = _forward(query, key, value, attn_mask, None, options, False)
                 if found is not None and found[0] is not None and found[2] is None:
                     return found[0]
     except (RuntimeError, TypeError):

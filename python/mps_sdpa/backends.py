@@ -76,12 +76,12 @@ def default_backend() -> str:
 
 
 def set_default_backend(name: str) -> None:
-    """Makes `backend="auto"` mean `name`; "auto" returns to the choice by problem."""
+    """Makes `backend="auto"` mean `name`; "auto" takes that back."""
     from mps_sdpa import engine
 
     global _chosen_default
     check_backend(name)
-    _chosen_default = name
+    _chosen_default = None if name == "auto" else name
     engine.forget_options()
 
 

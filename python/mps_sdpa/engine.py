@@ -27,6 +27,7 @@ __all__ = [
     "is_special",
     "options_for",
     "sdpa_options",
+    "set_thresholds",
 ]
 
 #: Query, key, value, mask, sinks.
@@ -36,6 +37,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 PLAIN, PLAIN_WITH_GRADIENT = 1, 3
 
 _attached = False
+_thresholds: list[list[float]] | None = None
 
 
 def attach() -> None:
@@ -56,10 +58,23 @@ def _resolved(backend: str) -> str:
     return backend
 
 
+def set_thresholds(lists: list[list[float]] | None) -> None:
+    """From which work on a back end beats torch's own function: [pass][dtype], see sdpa/select.h.
+
+    A call that will have a backward pass is judged by the thresholds of that pass.
+    """
+    global _thresholds
+    _thresholds = lists
+    forget_options()
+
+
 @functools.lru_cache(maxsize=512)
-def options_for(settings: Settings) -> _core.Options:
+def options_for(settings: Settings, training: bool = False) -> _core.Options:
     """The compiled form of settings, with the back end's name checked."""
     attach()
+    thresholds = _thresholds
+    if training and thresholds is not None:
+        thresholds = [thresholds[1], [0.0] * len(thresholds[1])]
     return _core.Options(
         scale=settings.scale,
         causal=int(settings.causal),
@@ -69,19 +84,20 @@ def options_for(settings: Settings) -> _core.Options:
         seed=settings.seed,
         offset=settings.offset,
         backend=_resolved(settings.backend),
+        thresholds=thresholds,
     )
 
 
 @functools.lru_cache(maxsize=512, typed=True)
 def sdpa_options(
-    is_causal: bool, scale: float | None, backend: str
+    is_causal: bool, scale: float | None, backend: str, training: bool
 ) -> tuple[_core.Options, Settings]:
     """The options of a call of `sdpa_opt` without dropout."""
     if type(is_causal) is not bool or type(scale) not in (float, type(None)):
         raise TypeError("not for the fast door")
     causal = Causal.UPPER_LEFT if is_causal else Causal.NONE
     settings = Settings(scale=scale, causal=causal, backend=backend)
-    return options_for(settings), settings
+    return options_for(settings, training), settings
 
 
 def forget_options() -> None:
@@ -108,10 +124,8 @@ def is_special() -> bool:
     )
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    if not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+def _autocast_dtype() -> torch.dtype | None:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -215,18 +229,19 @@ def attend(
     options = options_for(settings)
     if _resolved(settings.backend) == "stock":
         return stock_attention(query, key, value, mask, sinks, settings, want_lse)
-    if (dtype := _autocast_dtype(query.device.type)) is not None:
-        with torch.autocast(query.device.type, enabled=False):
-            query, key, value = (_cast(tensor, dtype) for tensor in (query, key, value))
-            return attend(query, key, value, mask, sinks, settings, want_lse)
     if reason := _reason_for_stock((query, key, value, mask, sinks)):
         found = stock_attention(query, key, value, mask, sinks, settings, want_lse)
         stats.record_fallback(reason)
         return found
+    if (dtype := _autocast_dtype()) is not None:
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = (_cast(tensor, dtype) for tensor in (query, key, value))
+            return attend(query, key, value, mask, sinks, settings, want_lse)
     key, value = _equal_heads(key, value)
     inputs = _resolved_inputs(query, key, value, mask, sinks)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        out, lse, choice = autograd.apply(*inputs, options, settings, want_lse)
+        training = options_for(settings, training=True)
+        out, lse, choice = autograd.apply(*inputs, training, settings, want_lse)
     else:
         found_or_none = _core.forward(*inputs, options, want_lse)
         assert found_or_none is not None

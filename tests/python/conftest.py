@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures of all Python tests: a fixed seed, and clean counters, defaults and environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import mps_sdpa
+from mps_sdpa import engine
+from mps_sdpa.environment import environment
+
+
+@pytest.fixture(autouse=True)
+def fresh_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees another's seed, counters, default back end or environment."""
+    torch.manual_seed(0)
+    for name in ("MPS_SDPA_BACKEND", "MPS_SDPA_STRICT", "MPS_SDPA_LOG_FALLBACKS"):
+        monkeypatch.delenv(name, raising=False)
+    _forget()
+    yield
+    mps_sdpa.set_default_backend("auto")
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget() -> None:
+    environment.cache_clear()
+    engine.forget_options()
+    mps_sdpa.reset_call_stats()
+    mps_sdpa.reset_fallback_stats()
