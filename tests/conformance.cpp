@@ -5,6 +5,9 @@
 #include <optional>
 #include <sstream>
 
+#include "sdpa/cpu/instruction_set.h"
+#include "sdpa/registry.h"
+
 namespace sdpa::cases {
 namespace {
 
@@ -72,6 +75,26 @@ std::vector<std::string> refusals(const Backend& backend, const Problem& problem
 }
 
 }  // namespace
+
+std::string Engine::label() const {
+  std::string text(backend->name());
+  if (!instruction_set.empty()) text.append(" ").append(instruction_set);
+  return text;
+}
+
+std::vector<Engine> engines() {
+  std::vector<Engine> list;
+  for (const Backend* backend : backends()) {
+    if (!backend->availability().available || backend->device() != Device::kCpu) continue;
+    for (const cpu::InstructionSet& set : cpu::instruction_sets())
+      if (set.runs_here) list.push_back({backend, set.name});
+  }
+  return list;
+}
+
+Forced::Forced(const Engine& engine) { cpu::set_instruction_set(engine.instruction_set); }
+
+Forced::~Forced() { cpu::set_instruction_set(""); }
 
 Tolerance tolerance(DType dtype, Pass pass) {
   const double factor = pass == Pass::kForward ? 1 : 2;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sdpa/backend.h"
@@ -10,6 +11,28 @@
 // How a back end is compared with the oracle.
 
 namespace sdpa::cases {
+
+/// A way to run a case: an available back end, forced to one of its instruction sets.
+struct Engine {
+  const Backend* backend;
+  std::string_view instruction_set;  ///< empty where the back end has none
+
+  /// "cpu avx2"
+  std::string label() const;
+};
+
+/// Every back end of the registry that is available here, once for each instruction set that the
+/// processor has.
+std::vector<Engine> engines();
+
+/// Forces an engine's instruction set while it lives.
+class Forced {
+ public:
+  explicit Forced(const Engine& engine);
+  Forced(const Forced&) = delete;
+  Forced& operator=(const Forced&) = delete;
+  ~Forced();
+};
 
 /// |actual - expected| <= absolute + relative * |expected|.
 struct Tolerance {
