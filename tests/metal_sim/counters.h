@@ -21,6 +21,7 @@ struct Counters {
   // Bytes that loads and stores of all lanes name; a cache or a coalescing unit would see fewer.
   uint64_t device_bytes_read = 0;
   uint64_t device_bytes_written = 0;
+  uint64_t constant_bytes_read = 0;  // through parameters in the constant address space
   uint64_t threadgroup_bytes_read = 0;
   uint64_t threadgroup_bytes_written = 0;
   // The threadgroup memory that one threadgroup occupies.

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "conflict_text.h"
 #include "mapping.h"
 
 namespace sim {
@@ -51,21 +50,22 @@ void* DeviceMemory::address(int index) const {
 
 void DeviceMemory::add_region(const Binding& binding, const ArgumentInfo& argument) {
   auto* host = static_cast<uint8_t*>(binding.data);
-  const size_t low_bits = reinterpret_cast<uintptr_t>(host) % kAlign;
+  const bool is_inline = binding.kind == Binding::Kind::kBytes;  // Metal aligns its copy
+  const size_t low_bits = is_inline ? 0 : reinterpret_cast<uintptr_t>(host) % kAlign;
   const size_t place = round_up(top_ + kGap, kAlign) + low_bits;
   top_ = place + binding.bytes + kGap;
   if (top_ > kArena)
     throw std::invalid_argument("the buffers of one launch take " + std::to_string(top_) +
                                 " bytes, at most " + std::to_string(kArena) + " are simulated");
-  const bool is_inline = binding.kind == Binding::Kind::kBytes;
-  regions_.push_back({host,
-                      binding.bytes,
-                      place,
-                      binding.written,
-                      !argument.read_only,
-                      is_inline,
-                      {argument.index},
-                      argument.name});
+  regions_.push_back({.host = host,
+                      .bytes = binding.bytes,
+                      .offset = place,
+                      .written = binding.written,
+                      .is_writable = !argument.read_only,
+                      .is_constant = argument.is_constant,
+                      .is_inline = is_inline,
+                      .indices = {argument.index},
+                      .name = argument.name});
   places_.push_back({argument.index, place});
 }
 
@@ -90,7 +90,8 @@ bool DeviceMemory::merge(const Binding& binding, const ArgumentInfo& argument) {
 
 void DeviceMemory::copy_in(Region& region) {
   memcpy(data_ + region.offset, region.host, region.bytes);
-  const uint8_t base = kInside | (region.is_writable ? kWritable : 0);
+  const uint8_t base = uint8_t(kInside | (region.is_writable ? kWritable : 0) |
+                               (region.is_constant ? kConstant : 0));
   uint8_t* state = state_ + region.offset;
   for (size_t i = 0; i < region.bytes; i++)
     state[i] = base | (!region.written || region.written[i] ? kWritten : 0);
@@ -109,32 +110,6 @@ void DeviceMemory::retrieve() {
   places_.clear();
 }
 
-std::string DeviceMemory::load(const void* address, size_t bytes, const View& view, bool races) {
-  const size_t start = offset(address);
-  uint8_t all = 0xFF, any = 0;
-  for (size_t i = start; i < start + bytes; i++) all &= state_[i], any |= state_[i];
-  if (!(all & kInside)) return outside("load", start, bytes);
-  if (!(all & kWritten)) return inside("read of uninitialised memory", start, bytes);
-  if (!races || !(any & kWritable)) return {};
-  const Conflict conflict = shadow_.load(start, bytes, view);
-  if (!conflict.past) return {};
-  return inside(conflict_text(conflict, "read"), start, bytes) + past_text(conflict, view.me);
-}
-
-std::string DeviceMemory::store(const void* address, size_t bytes, const View& view, bool races) {
-  const size_t start = offset(address);
-  uint8_t all = 0xFF;
-  for (size_t i = start; i < start + bytes; i++) all &= state_[i];
-  if (!(all & kInside)) return outside("store", start, bytes);
-  if (!(all & kWritable))
-    return inside("store to memory that the kernel declares const", start, bytes);
-  for (size_t i = start; i < start + bytes; i++) state_[i] |= kWritten;
-  if (!races) return {};
-  const Conflict conflict = shadow_.store(start, bytes, view);
-  if (!conflict.past) return {};
-  return inside(conflict_text(conflict, "write"), start, bytes) + past_text(conflict, view.me);
-}
-
 const DeviceMemory::Region* DeviceMemory::nearest(size_t offset) const {
   const Region* best = nullptr;
   size_t best_distance = 0;
@@ -148,24 +123,21 @@ const DeviceMemory::Region* DeviceMemory::nearest(size_t offset) const {
   return best;
 }
 
-std::string DeviceMemory::outside(const char* access, size_t offset, size_t bytes) const {
-  std::string text = std::string(access) + " of " + std::to_string(bytes) + " bytes ";
-  if (offset < kUnboundTotal)
-    return text + "through argument " + std::to_string(offset / kUnboundBytes) +
+std::string DeviceMemory::describe(Problem problem, const void* address, size_t bytes) const {
+  const size_t place = offset(address);
+  const std::string text = problem_text(problem, bytes);
+  if (place < kUnboundTotal)
+    return text + " through argument " + std::to_string(place / kUnboundBytes) +
            ", which is not bound";
-  const Region* region = nearest(offset);
-  if (!region) return text + "outside any buffer";
-  return text + "outside any buffer, at byte " +
-         std::to_string(int64_t(offset) - int64_t(region->offset)) + " of buffer " +
-         std::to_string(region->indices[0]) + " (" + region->name + "), which has " +
-         std::to_string(region->bytes) + " bytes";
+  return text + place_text(place);
 }
 
-std::string DeviceMemory::inside(const char* access, size_t offset, size_t bytes) const {
+std::string DeviceMemory::place_text(size_t offset) const {
   const Region* region = nearest(offset);
-  return std::string(access) + " (" + std::to_string(bytes) + " bytes) in device memory at byte " +
-         std::to_string(offset - region->offset) + " of buffer " +
-         std::to_string(region->indices[0]) + " (" + region->name + ")";
+  if (!region) return {};
+  return " in device memory at byte " + std::to_string(int64_t(offset) - int64_t(region->offset)) +
+         " of buffer " + std::to_string(region->indices[0]) + " (" + region->name +
+         "), which has " + std::to_string(region->bytes) + " bytes";
 }
 
 }  // namespace sim

@@ -42,10 +42,12 @@ class Parameter:
     index: int
     name: str
     read_only: bool
+    constant: bool
+    optional: bool  # there only if a function constant says so
 
     def cpp(self) -> str:
-        read_only = str(self.read_only).lower()
-        return f'{{sim::Source::{self.source}, {self.index}, "{self.name}", {read_only}}}'
+        flags = f"{self.read_only}, {self.constant}, {self.optional}".lower()
+        return f'{{sim::Source::{self.source}, {self.index}, "{self.name}", {flags}}}'
 
 
 @dataclass
@@ -100,14 +102,16 @@ def parse_parameter(text: str) -> Parameter:
     name = re.search(r"(\w+)\s*$", declaration)
     if not name or not attributes:
         raise SourceError(f"a kernel parameter without a name or an attribute: {text!r}")
-    read_only = re.search(r"\b(const|constant)\b", declaration) is not None
+    constant = re.search(r"\bconstant\b", declaration) is not None
+    read_only = constant or re.search(r"\bconst\b", declaration) is not None
+    optional = "function_constant" in attributes
     for attribute in split_commas(attributes):
         bound = re.fullmatch(r"(buffer|threadgroup(?:_argument)?)\s*\((\d+)\)", attribute)
         if bound:
             source = "kBuffer" if bound[1] == "buffer" else "kThreadgroupMemory"
-            return Parameter(source, int(bound[2]), name[1], read_only)
+            return Parameter(source, int(bound[2]), name[1], read_only, constant, optional)
         if attribute in BUILT_INS:
-            return Parameter(BUILT_INS[attribute], 0, name[1], True)
+            return Parameter(BUILT_INS[attribute], 0, name[1], True, False, optional)
     raise SourceError(f"an unknown attribute of a kernel parameter: {text!r}")
 
 

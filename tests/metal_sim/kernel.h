@@ -31,7 +31,9 @@ struct Parameter {
   Source source;
   int index;  // of the buffer or the threadgroup memory
   const char* name;
-  bool read_only;  // declared const or constant
+  bool read_only;    // declared const or constant
+  bool is_constant;  // in the constant address space
+  bool is_optional;  // there only if a function constant says so
 };
 
 /// What C++ knows about a parameter's type.

@@ -91,7 +91,7 @@ TEST(Limits, ThreadgroupArgument) {
   expect_fault(run_with({}), "no length is set for threadgroup argument 1 (values)");
   expect_fault(run_with({{Binding::Kind::kThreadgroup, 1, nullptr, 120}}), "not a multiple of 16");
   expect_fault(run_with({{Binding::Kind::kThreadgroup, 1, nullptr, 64}}),
-               "store outside any array");
+               "access outside any buffer (4 bytes) in threadgroup memory");
 }
 
 TEST(Limits, UnknownKernel) {

@@ -30,21 +30,27 @@ Result run_on_floats(const std::string& function, const Options& options = {}) {
 TEST(Bounds, InsideIsFine) { expect_fault(copy_shifted(0, 0), ""); }
 
 TEST(Bounds, LoadPastTheEnd) {
-  expect_fault(copy_shifted(1, 0),
-               "load of 4 bytes outside any buffer, at byte 256 of buffer 0 (from), which has 256 "
-               "bytes");
+  expect_fault(
+      copy_shifted(1, 0),
+      "access outside any buffer (4 bytes) in device memory at byte 256 of buffer 0 (from), "
+      "which has 256 bytes");
 }
 
 TEST(Bounds, LoadBeforeTheBeginning) {
-  expect_fault(copy_shifted(-1, 0), "outside any buffer, at byte -4 of buffer 0 (from)");
+  expect_fault(
+      copy_shifted(-1, 0),
+      "access outside any buffer (4 bytes) in device memory at byte -4 of buffer 0 (from)");
 }
 
 TEST(Bounds, StorePastTheEnd) {
-  expect_fault(copy_shifted(0, 1), "store of 4 bytes outside any buffer, at byte 256 of buffer 1");
+  expect_fault(copy_shifted(0, 1),
+               "access outside any buffer (4 bytes) in device memory at byte 256 of buffer 1 (to)");
 }
 
 TEST(Bounds, StoreFarAway) {
-  expect_fault(copy_shifted(0, 8000), "store of 4 bytes outside any buffer");
+  expect_fault(
+      copy_shifted(0, 8000),
+      "access outside any buffer (4 bytes) in device memory at byte 32000 of buffer 1 (to)");
 }
 
 TEST(Bounds, AFaultNamesThePlace) {
@@ -60,9 +66,10 @@ TEST(Bounds, LoadPastThreadgroupArray) {
 }
 
 TEST(Bounds, StorePastThreadgroupArray) {
-  expect_fault(run_on_floats("write_past_threadgroup_array"),
-               "store outside any array (4 bytes) in threadgroup memory at byte 256 of array 0 (of "
-               "256 bytes)");
+  expect_fault(
+      run_on_floats("write_past_threadgroup_array"),
+      "access outside any buffer (4 bytes) in threadgroup memory at byte 256 of array 0 (of "
+      "256 bytes)");
 }
 
 TEST(Bounds, UnboundArgument) {
@@ -71,7 +78,7 @@ TEST(Bounds, UnboundArgument) {
   expect_fault(run({.function = "copy_shifted",
                     .bindings = {buffer(1, to), bytes(2, shift), bytes(3, shift)},
                     .group = {kThreads}}),
-               "load of 4 bytes through argument 0, which is not bound");
+               "access outside any buffer (4 bytes) through argument 0, which is not bound");
 }
 
 TEST(Bounds, StoreToConstant) {

@@ -67,6 +67,9 @@ using std::bool_constant, std::conditional, std::conditional_t, std::enable_if, 
     std::is_floating_point_v, std::is_integral, std::is_integral_v, std::is_same, std::is_same_v,
     std::remove_cv_t, std::remove_reference_t, std::true_type;
 
+template <class T>
+using remove_addrspace_t = std::remove_cv_t<T>;
+
 template <class T, size_t N>
 using array = std::array<T, N>;
 

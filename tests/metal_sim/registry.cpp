@@ -31,7 +31,12 @@ bool is_bound_by_host(const Parameter& parameter) {
 ArgumentInfo describe(const Parameter& parameter, const ParameterType& type) {
   const auto kind =
       parameter.source == Source::kBuffer ? Binding::Kind::kBuffer : Binding::Kind::kThreadgroup;
-  return {kind, parameter.index, parameter.name, parameter.read_only, type.bytes};
+  return {.kind = kind,
+          .index = parameter.index,
+          .name = parameter.name,
+          .read_only = parameter.read_only,
+          .is_constant = parameter.is_constant,
+          .element_size = type.bytes};
 }
 
 }  // namespace

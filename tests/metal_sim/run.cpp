@@ -48,7 +48,8 @@ std::string buffer_fault(const Binding& binding, const Parameter& parameter,
     return argument_name(parameter) + " is bound to " + std::to_string(binding.bytes) +
            " bytes, its type has " + std::to_string(type.bytes);
   const size_t align = std::min<size_t>(type.align, 16);
-  if (reinterpret_cast<uintptr_t>(binding.data) % align)
+  const bool is_copied = binding.kind == Binding::Kind::kBytes;
+  if (!is_copied && reinterpret_cast<uintptr_t>(binding.data) % align)
     return argument_name(parameter) + " is not aligned to " + std::to_string(align) + " bytes";
   return {};
 }
@@ -75,7 +76,8 @@ std::string parameter_fault(const Dispatch& dispatch, const Parameter& parameter
   if (parameter.source != Source::kBuffer) return {};
   const Binding* binding = find_binding(dispatch, parameter.index, false);
   if (!binding || !binding->data)
-    return type.is_reference ? argument_name(parameter) + " is not bound" : "";
+    return type.is_reference && !parameter.is_optional ? argument_name(parameter) + " is not bound"
+                                                       : "";
   return buffer_fault(*binding, parameter, type);
 }
 
@@ -170,8 +172,8 @@ Result Machine::run(const Dispatch& dispatch, const Options& options, const Kern
   launch.function = dispatch.function;
   set_grid(launch, dispatch);
   launch.seed = options.seed;
-  launch.check_device_races = options.device_races == Options::Races::kCheck;
-  launch.check_threadgroup_races = options.threadgroup_races == Options::Races::kCheck;
+  launch.device_races = options.device_races;
+  launch.threadgroup_races = options.threadgroup_races;
   launch.first_serial = next_serial_;
   launch.device = &device_;
   launch.call = call_kernel;
@@ -242,6 +244,7 @@ Counters& Counters::operator+=(const Counters& other) {
   exponentials += other.exponentials;
   device_bytes_read += other.device_bytes_read;
   device_bytes_written += other.device_bytes_written;
+  constant_bytes_read += other.constant_bytes_read;
   threadgroup_bytes_read += other.threadgroup_bytes_read;
   threadgroup_bytes_written += other.threadgroup_bytes_written;
   threadgroup_memory = std::max(threadgroup_memory, other.threadgroup_memory);

@@ -10,12 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "verdict.h"
+
 namespace sim {
 
 /// serial (30 bits) | time (22 bits) | byte mask (2 bits) | lane (10 bits). Zero: no access.
 /// The serial number counts all threadgroups ever run, so that old stamps need no clearing.
-using Stamp = uint64_t;
-
 constexpr int kLaneBits = 10, kMaskBits = 2, kTimeBits = 22;
 constexpr Stamp kLaneMask = (Stamp{1} << kLaneBits) - 1;
 constexpr Stamp kByteMask = ((Stamp{1} << kMaskBits) - 1) << kLaneBits;
@@ -39,17 +39,10 @@ struct View {
   uint64_t simdgroup_time = 0;  // those of this SIMD group before this one, too
 
   bool is_ordered(Stamp past) const {
-    if (serial_of(past) < first_serial) return true;
-    if (serial_of(past) != serial_of(me)) return false;
+    if (serial_of(past) != serial_of(me)) return serial_of(past) < first_serial;
     if (lane_of(past) == lane_of(me) || time_of(past) < group_time) return true;
     return lane_of(past) / 32 == lane_of(me) / 32 && time_of(past) < simdgroup_time;
   }
-};
-
-/// The conflict found, if `past` is not 0.
-struct Conflict {
-  Stamp past = 0;
-  bool past_was_write = false;
 };
 
 /// Stamps for a stretch of memory. A cell covers two bytes: the last writer and two readers.
@@ -68,14 +61,14 @@ class Shadow {
   Shadow(const Shadow&) = delete;
   Shadow& operator=(const Shadow&) = delete;
 
-  Conflict load(size_t offset, size_t bytes, const View& view) {
+  Verdict load(size_t offset, size_t bytes, const View& view) {
     return each_cell(offset, bytes, view,
-                     [this, &view](size_t cell, Stamp me) { return load_cell(cell, me, view); });
+                     [&view](Cell& cell, Stamp me) { return load_cell(cell, me, view); });
   }
 
-  Conflict store(size_t offset, size_t bytes, const View& view) {
+  Verdict store(size_t offset, size_t bytes, const View& view) {
     return each_cell(offset, bytes, view,
-                     [this, &view](size_t cell, Stamp me) { return store_cell(cell, me, view); });
+                     [&view](Cell& cell, Stamp me) { return store_cell(cell, me, view); });
   }
 
  private:
@@ -86,14 +79,22 @@ class Shadow {
   };
 
   template <class Visit>
-  Conflict each_cell(size_t offset, size_t bytes, const View& view, Visit visit) {
-    const size_t end = offset + bytes;
-    for (size_t cell = offset / 2; cell * 2 < end; cell++) {
-      Stamp mask = kByteMask;
-      if (cell * 2 < offset) mask &= Stamp{2} << kLaneBits;
-      if (cell * 2 + 1 >= end) mask &= Stamp{1} << kLaneBits;
-      const Conflict conflict = visit(cell, view.me | mask);
-      if (conflict.past) return conflict;
+  Verdict each_cell(size_t offset, size_t bytes, const View& view, Visit visit) {
+    if ((offset | bytes) % 2) return each_odd_cell(offset, bytes, view, visit);
+    const Stamp me = view.me | kByteMask;
+    for (Cell *cell = cells_ + offset / 2, *end = cell + bytes / 2; cell != end; cell++) {
+      const Verdict verdict = visit(*cell, me);
+      if (!verdict.is_fine()) return verdict;
+    }
+    return {};
+  }
+
+  // The same where single bytes are concerned.
+  template <class Visit>
+  Verdict each_odd_cell(size_t offset, size_t bytes, const View& view, Visit visit) {
+    for (size_t byte = offset; byte < offset + bytes; byte++) {
+      const Verdict verdict = visit(cells_[byte / 2], view.me | Stamp{1} << (kLaneBits + byte % 2));
+      if (!verdict.is_fine()) return verdict;
     }
     return {};
   }
@@ -102,32 +103,46 @@ class Shadow {
     return (past & me & kByteMask) && !view.is_ordered(past);
   }
 
-  Conflict load_cell(size_t index, Stamp me, const View& view) {
-    Cell& cell = cells_[index];
+  static Verdict load_cell(Cell& cell, Stamp me, const View& view) {
     const Stamp reader = cell.reader.load(std::memory_order_relaxed);
     if (reader != me) note_reader(cell, reader, me, view);
     const Stamp writer = cell.writer.load(std::memory_order_relaxed);
-    if (writer && conflicts(writer, me, view)) return {writer, true};
+    if (conflicts(writer, me, view)) return {Problem::kReadAfterWrite, writer};
     return {};
   }
 
-  Conflict store_cell(size_t index, Stamp me, const View& view) {
-    Cell& cell = cells_[index];
+  static Verdict store_cell(Cell& cell, Stamp me, const View& view) {
     const Stamp writer = cell.writer.load(std::memory_order_relaxed);
     if (writer != me) {
-      if (conflicts(writer, me, view)) return {writer, true};
+      if (conflicts(writer, me, view)) return {Problem::kWriteAfterWrite, writer};
       cell.writer.store(same_moment(writer, me) ? writer | me : me, std::memory_order_relaxed);
     }
-    for (Slot* slot : {&cell.reader, &cell.far_reader}) {
+    for (const Slot* slot : {&cell.reader, &cell.far_reader}) {
       const Stamp reader = slot->load(std::memory_order_relaxed);
-      if (reader && conflicts(reader, me, view)) return {reader, false};
+      if (conflicts(reader, me, view)) return {Problem::kWriteAfterRead, reader};
     }
     return {};
   }
 
   static bool same_moment(Stamp a, Stamp b) { return (a & ~kByteMask) == (b & ~kByteMask); }
 
-  static void note_reader(Cell& cell, Stamp reader, Stamp me, const View& view);
+  // How far apart two accesses are: the same lane, SIMD group, threadgroup, or none of these.
+  static int distance(Stamp a, Stamp b) {
+    if (serial_of(a) != serial_of(b)) return 3;
+    if (lane_of(a) / 32 != lane_of(b) / 32) return 2;
+    return lane_of(a) != lane_of(b);
+  }
+
+  static void note_reader(Cell& cell, Stamp reader, Stamp me, const View& view) {
+    if (view.is_ordered(reader)) {
+      if (same_moment(reader, me)) me |= reader;
+      cell.reader.store(me, std::memory_order_relaxed);
+      return;
+    }
+    const Stamp far = cell.far_reader.load(std::memory_order_relaxed);
+    if (view.is_ordered(far) || distance(reader, me) > distance(reader, far))
+      cell.far_reader.store(me, std::memory_order_relaxed);
+  }
 
   Cell* cells_ = nullptr;
   size_t mapped_bytes_ = 0;

@@ -80,8 +80,9 @@ struct ArgumentInfo {
   Binding::Kind kind = Binding::Kind::kBuffer;
   int index = 0;
   std::string name;
-  bool read_only = false;   // declared const or constant
-  size_t element_size = 0;  // of what the pointer or reference names
+  bool read_only = false;    // declared const or constant
+  bool is_constant = false;  // in the constant address space
+  size_t element_size = 0;   // of what the pointer or reference names
 };
 
 struct KernelInfo {

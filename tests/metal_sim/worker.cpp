@@ -65,6 +65,8 @@ std::string stop_text(const Lane& lane) {
 }
 
 bool same_site(const Site& a, const Site& b) {
+  // Mostly both refer to the same static description.
+  if (std::bit_cast<uintptr_t>(a) == std::bit_cast<uintptr_t>(b)) return true;
   return a.line() == b.line() && a.column() == b.column() &&
          (a.file_name() == b.file_name() || !strcmp(a.file_name(), b.file_name()));
 }
@@ -123,10 +125,6 @@ void Worker::end() {
 
 bool Worker::run_threadgroup(uint64_t index) {
   random_.seed(launch_->seed * 0x9E3779B97F4A7C15u + index);
-  for (Order& order : orders_) {
-    for (int i = 0; i < kSimdWidth; i++) order[i] = uint8_t(i);
-    if (launch_->seed) std::shuffle(order.begin(), order.end(), random_);
-  }
   stickiness_ = int(random_() % 8);
   threadgroup_.poison();
   serial_ = launch_->first_serial + index;
@@ -134,6 +132,7 @@ bool Worker::run_threadgroup(uint64_t index) {
   group_times_ = {};
   simdgroup_times_ = {};
   const int simdgroups = place_threadgroup(index);
+  shuffle_orders();
   current_counters = &counters_;
   schedule(simdgroups);
   current_counters = nullptr;
@@ -168,6 +167,18 @@ int Worker::place_threadgroup(uint64_t index) {
     lane.matrix_accesses = 0;
   }
   return simdgroups;
+}
+
+void Worker::shuffle_orders() {
+  const int partial = lane_count_ % kSimdWidth;
+  for (int i = 0; i < kOrders; i++) {
+    Order& order = orders_[i];
+    for (int lane = 0; lane < kSimdWidth; lane++) order[lane] = uint8_t(lane);
+    if (launch_->seed) std::shuffle(order.begin(), order.end() - 1, random_);
+    order[kSimdWidth] = kNoLane;
+    std::copy_if(order.begin(), order.end(), partial_orders_[i].begin(),
+                 [partial](uint8_t lane) { return lane < partial || lane == kNoLane; });
+  }
 }
 
 int Worker::active_lanes(int simdgroup) const {
@@ -232,10 +243,13 @@ void Worker::set_views(int simdgroup) {
   threadgroup_view_ = {me, serial_, group_times_.threadgroup, own.threadgroup};
 }
 
-void Worker::enter_lane(Lane* lane) {
-  current_lane = lane;
-  device_view_.me = (device_view_.me & ~kLaneMask) | lane->index;
+// Makes the next lane of the phase the running one; null if there is none.
+Lane* Worker::enter_next_lane() {
+  if (*next_lane_ == kNoLane) return nullptr;
+  current_lane = &phase_lanes_[*next_lane_++];
+  device_view_.me = (device_view_.me & ~kLaneMask) | current_lane->index;
   threadgroup_view_.me = device_view_.me;
+  return current_lane;
 }
 
 Worker::State Worker::run_phase(int simdgroup) {
@@ -251,26 +265,20 @@ Worker::State Worker::run_phase(int simdgroup) {
 }
 
 void Worker::resume_lanes(int simdgroup) {
+  const bool is_whole = active_lanes(simdgroup) == kSimdWidth;
+  const size_t order = launch_->seed ? random_() % kOrders : 0;
   phase_group_ = simdgroup;
-  order_ = &orders_[launch_->seed ? random_() % kOrders : 0];
-  position_ = 0;
+  phase_lanes_ = &lanes_[simdgroup * kSimdWidth];
+  next_lane_ = (is_whole ? orders_ : partial_orders_)[order].data();
   set_views(simdgroup);
-  while (int((*order_)[position_]) >= active_lanes(simdgroup)) position_++;
-  Lane* lane = &lanes_[simdgroup * kSimdWidth + (*order_)[position_]];
-  enter_lane(lane);
-  switch_fibre(&scheduler_, lane->context);
+  switch_fibre(&scheduler_, enter_next_lane()->context);
 }
 
 // Hands over from the running lane to the next one of the phase, or back to the scheduler.
 void Worker::stop_lane() {
   Lane* self = current_lane;
-  const int count = active_lanes(phase_group_);
-  do position_++;
-  while (position_ < kSimdWidth && (*order_)[position_] >= count);
-  if (position_ == kSimdWidth) return switch_fibre(&self->context, scheduler_);
-  Lane* next = &lanes_[phase_group_ * kSimdWidth + (*order_)[position_]];
-  enter_lane(next);
-  switch_fibre(&self->context, next->context);
+  const Lane* next = enter_next_lane();
+  switch_fibre(&self->context, next ? next->context : scheduler_);
 }
 
 void Worker::carry_out(const Lane* first, int count) {
@@ -323,36 +331,55 @@ void Worker::abandon(std::string fault) {
   __builtin_unreachable();
 }
 
-void Worker::check(const void* address, size_t bytes, bool is_store) {
+void Worker::load(const void* address, size_t bytes) {
   if (!current_lane) return;
-  std::string fault;
-  if (launch_->device->contains(address)) {
-    (is_store ? counters_.device_bytes_written : counters_.device_bytes_read) += bytes;
-    fault = is_store
-                ? launch_->device->store(address, bytes, device_view_, launch_->check_device_races)
-                : launch_->device->load(address, bytes, device_view_, launch_->check_device_races);
-  } else if (threadgroup_.contains(address)) {
-    (is_store ? counters_.threadgroup_bytes_written : counters_.threadgroup_bytes_read) += bytes;
-    fault = is_store ? threadgroup_.store(address, bytes, threadgroup_view_,
-                                          launch_->check_threadgroup_races)
-                     : threadgroup_.load(address, bytes, threadgroup_view_,
-                                         launch_->check_threadgroup_races);
-  } else {
-    fault = check_elsewhere(address, bytes, is_store);
+  Verdict verdict;
+  if (threadgroup_.contains(address)) {
+    counters_.threadgroup_bytes_read += bytes;
+    verdict = threadgroup_.load(address, bytes, threadgroup_view_, launch_->threadgroup_races);
+  } else if (launch_->device->contains(address)) {
+    verdict = launch_->device->load(address, bytes, device_view_, launch_->device_races, counters_);
+  } else if (!is_private(address) && !is_static_data(address)) {
+    abandon(stray_text("load", address, bytes));
   }
-  if (!fault.empty()) abandon(std::move(fault));
+  if (!verdict.is_fine()) abandon_access(verdict, address, bytes);
 }
 
-// Private memory and constants. Anything else is a pointer gone astray.
-std::string Worker::check_elsewhere(const void* address, size_t bytes, bool is_store) const {
+void Worker::store(const void* address, size_t bytes) {
+  if (!current_lane) return;
+  Verdict verdict;
+  if (threadgroup_.contains(address)) {
+    counters_.threadgroup_bytes_written += bytes;
+    verdict = threadgroup_.store(address, bytes, threadgroup_view_, launch_->threadgroup_races);
+  } else if (launch_->device->contains(address)) {
+    verdict =
+        launch_->device->store(address, bytes, device_view_, launch_->device_races, counters_);
+  } else if (!is_private(address)) {
+    abandon(stray_text("store", address, bytes));
+  }
+  if (!verdict.is_fine()) abandon_access(verdict, address, bytes);
+}
+
+void Worker::abandon_access(const Verdict& verdict, const void* address, size_t bytes) {
+  const std::string text = threadgroup_.contains(address)
+                               ? threadgroup_.describe(verdict.problem, address, bytes)
+                               : launch_->device->describe(verdict.problem, address, bytes);
+  abandon(text + past_text(verdict, device_view_.me));
+}
+
+// In the running lane's stack?
+bool Worker::is_private(const void* address) const {
   const auto at = size_t(static_cast<const uint8_t*>(address) - stacks_);
-  if (at / kStackStride == current_lane->index) return {};
-  const std::string what =
-      (is_store ? "store of " : "load of ") + std::to_string(bytes) + " bytes ";
-  if (at < kMaxLanes * kStackStride) return what + "in the private memory of another thread";
-  if (!is_store && is_static_data(address)) return {};
-  return what + (is_store && is_static_data(address) ? "to a program-scope variable"
-                                                     : "outside every kind of memory");
+  return at / kStackStride == current_lane->index;
+}
+
+// A pointer that leads neither to a buffer, nor to threadgroup, private or constant memory.
+std::string Worker::stray_text(const char* access, const void* address, size_t bytes) const {
+  const std::string text = std::string(access) + " of " + std::to_string(bytes) + " bytes ";
+  const auto at = size_t(static_cast<const uint8_t*>(address) - stacks_);
+  if (at < kMaxLanes * kStackStride) return text + "in the private memory of another thread";
+  if (is_static_data(address)) return text + "to a program-scope variable";
+  return text + "outside every kind of memory";
 }
 
 void Worker::require_lane(int lane) {
@@ -398,11 +425,11 @@ void* threadgroup_array(const void* tag, size_t bytes, size_t align) {
 }
 
 void check_load(const void* address, size_t bytes) {
-  if (current_worker) current_worker->check(address, bytes, false);
+  if (current_worker) current_worker->load(address, bytes);
 }
 
 void check_store(const void* address, size_t bytes) {
-  if (current_worker) current_worker->check(address, bytes, true);
+  if (current_worker) current_worker->store(address, bytes);
 }
 
 }  // namespace sim

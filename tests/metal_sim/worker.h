@@ -25,7 +25,8 @@ struct Launch {
   GridUnit grid_unit = GridUnit::kThreadgroups;
   uint64_t seed = 0;
   uint64_t first_serial = 0;  // number of the launch's first threadgroup among all ever run
-  bool check_device_races = true, check_threadgroup_races = true;
+  Options::Races device_races = Options::Races::kCheck;
+  Options::Races threadgroup_races = Options::Races::kCheck;
   DeviceMemory* device = nullptr;
   /// Calls the kernel for one lane.
   void (*call)(const Lane& lane, const Launch& launch) = nullptr;
@@ -52,7 +53,8 @@ class Worker {
 
   // Called by lanes.
   void stop_lane();
-  void check(const void* address, size_t bytes, bool is_store);
+  void load(const void* address, size_t bytes);
+  void store(const void* address, size_t bytes);
   void require_lane(int lane);
 
   void count(uint64_t Counters::* counter) { counters_.*counter += 1; }
@@ -64,11 +66,14 @@ class Worker {
   static constexpr int kMaxLanes = kMaxThreads, kMaxSimdgroups = kMaxLanes / kSimdWidth;
   static constexpr int kOrders = 16;
   enum class State : uint8_t { kReady, kAtBarrier, kDone };
-  using Order = std::array<uint8_t, kSimdWidth>;
+  /// The order in which a phase runs the lanes of a SIMD group, ended by kNoLane.
+  using Order = std::array<uint8_t, kSimdWidth + 1>;
+  static constexpr uint8_t kNoLane = 0xFF;
 
   static void run_lane();
   void make_fibres(int count);
   int place_threadgroup(uint64_t index);
+  void shuffle_orders();
   void schedule(int simdgroups);
   bool release_barrier(int simdgroups);
   int pick(int simdgroups);
@@ -77,12 +82,14 @@ class Worker {
   void check_convergence(const Lane& a, const Lane& b, const char* what);
   void carry_out(const Lane* first, int count);
   void pass_barrier(uint8_t fence, int simdgroup);
-  void enter_lane(Lane* lane);
+  Lane* enter_next_lane();
   void set_views(int simdgroup);
   [[noreturn]] void abandon(std::string fault);
   void record(std::string fault);
   std::string place_text(const Lane& lane) const;
-  std::string check_elsewhere(const void* address, size_t bytes, bool is_store) const;
+  std::string stray_text(const char* access, const void* address, size_t bytes) const;
+  bool is_private(const void* address) const;
+  [[noreturn]] void abandon_access(const Verdict& verdict, const void* address, size_t bytes);
   int active_lanes(int simdgroup) const;
 
   const Launch* launch_ = nullptr;
@@ -90,11 +97,12 @@ class Worker {
   uint8_t* stacks_;
   int fibres_ = 0;  // how many lanes have a context
   int lane_count_ = 0;
-  void* scheduler_ = nullptr;     // its context, while a lane runs
-  const Order* order_ = nullptr;  // of the phase under way
-  int position_ = 0, phase_group_ = 0;
+  void* scheduler_ = nullptr;           // its context, while a lane runs
+  const uint8_t* next_lane_ = nullptr;  // of the phase under way
+  Lane* phase_lanes_ = nullptr;         // its SIMD group
+  int phase_group_ = 0;
   int last_group_ = -1, stickiness_ = 0;
-  std::array<Order, kOrders> orders_;
+  std::array<Order, kOrders> orders_, partial_orders_;  // the latter for an incomplete SIMD group
   std::mt19937_64 random_;
   std::array<State, kMaxSimdgroups> states_;
   ThreadgroupMemory threadgroup_;
