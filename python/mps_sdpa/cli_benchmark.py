@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""`mps-sdpa benchmark` and `mps-sdpa report`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from mps_sdpa import cli_options as shared
+
+_CSV_COLUMNS = [
+    "case_id",
+    "paired_geomean_ratio",
+    "cold_ms",
+    "delta_driver_bytes",
+    "delta_current_bytes",
+    "weight",
+    "note",
+    "candidate_ms",
+    "baseline_ms",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "peak_share",
+    "baseline_bytes",
+    "dtype",
+]
+
+
+@click.command(
+    short_help="time a back end against torch",
+    epilog="\b\nExamples:\n  mps-sdpa benchmark --suite short\n"
+    "  mps-sdpa benchmark --suite models --pass train --limit 3 --out result.html",
+)
+@shared.backend_option("--backend", "auto", "What to time.")
+@shared.backend_option("--baseline", "stock", "What to compare with.")
+@shared.device_option
+@shared.suite_option
+@shared.dtype_option
+@click.option(
+    "--pass",
+    "which",
+    type=click.Choice(["fwd", "train"]),
+    default="fwd",
+    show_default=True,
+    help="Forward alone, or forward and backward.",
+)
+@shared.threads_option
+@click.option("--pairs", type=click.IntRange(min=3), help="Pairs a case. [default: 5 to 31]")
+@shared.limit_option
+@click.option("--measure-cold", is_flag=True, help="Also time import and first call.")
+@shared.json_option
+@click.option(
+    "--out",
+    type=shared.writable_file(".csv", ".json", ".html"),
+    help="Write the result as CSV, JSON or HTML, by the suffix.",
+)
+def benchmark(
+    backend: str,
+    baseline: str,
+    device: str,
+    suite: str,
+    dtype: str | None,
+    which: str,
+    threads: int | None,
+    pairs: int | None,
+    limit: int | None,
+    measure_cold: bool,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Times a back end against another in interleaved pairs, case by case."""
+    from mps_sdpa.harness import benchmark, cases, environment, peaks
+
+    shared.set_threads(threads)
+    plan = benchmark.Plan(
+        candidate=backend,
+        baseline=baseline,
+        device=device,
+        train=which == "train",
+        pairs=pairs,
+        cold=measure_cold,
+    )
+    chosen = cases.suite(suite, dtype=dtype, limit=limit)
+    if not chosen:
+        raise click.UsageError("the suite has no case of these flags")
+    machine = {**environment.describe_machine(), "notes": environment.load_notes()}
+    limits = peaks.measure_peaks(device)
+    rows = [
+        benchmark.measure(case, plan, limits)
+        for case in shared.track(chosen, lambda case: case.name)
+    ]
+    document = benchmark.document(rows, plan, suite, machine, limits)
+    if out is not None:
+        _write(document, out)
+    if shared.for_people(as_json):
+        show(document)
+    else:
+        shared.print_json(document if as_json else _head(document))
+
+
+def _head(document: dict[str, Any]) -> dict[str, Any]:
+    """What a script reads from stdout: everything but the single measurements."""
+    return {key: value for key, value in document.items() if key != "rows"}
+
+
+def _write(document: dict[str, Any], out: Path) -> None:
+    if out.suffix == ".json":
+        out.write_text(json.dumps(document, indent=1, default=str), encoding="utf-8")
+    elif out.suffix == ".html":
+        from mps_sdpa.harness import report
+
+        out.write_text(report.page([document]), encoding="utf-8")
+    else:
+        _write_csv(document, out)
+
+
+def _write_csv(document: dict[str, Any], out: Path) -> None:
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _CSV_COLUMNS)
+        writer.writeheader()
+        for row in document["rows"]:
+            speedup = row["speedup"]
+            writer.writerow(
+                {
+                    **{name: row[name] for name in _CSV_COLUMNS if name in row},
+                    "paired_geomean_ratio": 1 / speedup["value"],
+                    "delta_driver_bytes": row["candidate_bytes"],
+                    "delta_current_bytes": row["candidate_bytes"],
+                    "note": "; ".join(row["notes"]),
+                    "speedup": speedup["value"],
+                    "speedup_low": speedup["low"],
+                    "speedup_high": speedup["high"],
+                }
+            )
+
+
+def show(document: dict[str, Any]) -> None:
+    """The table of a benchmark."""
+    console, plan = shared.console(), document["plan"]
+    machine, peaks = document["environment"], document["peaks"]
+    table = Table(title=f"{plan['candidate']} against {plan['baseline']}", title_justify="left")
+    table.add_column("case", overflow="fold")
+    for heading in (
+        plan["candidate"],
+        plan["baseline"],
+        "speed-up [95 %]",
+        "peak",
+        "memory of both",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in document["rows"]:
+        table.add_row(*_cells(row))
+    console.print(
+        f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}; best matrix "
+        f"product fp32 {peaks['flops']['float32'] / 1e9:.0f} GFLOP/s, "
+        f"read {peaks['bandwidth'] / 1e9:.0f} GB/s"
+    )
+    console.print(table)
+    for note in [*machine["notes"], *_row_notes(document)]:
+        console.print(f"[yellow]note[/] {note}")
+    console.print(conclusion(document))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    speedup = row["speedup"]
+    colour = {"faster": "green", "slower": "red", "undecided": "dim"}[row["verdict"]]
+    return (
+        row["case_id"],
+        f"{row['candidate_ms']:.3f} ms",
+        f"{row['baseline_ms']:.3f} ms",
+        f"[{colour}]{speedup['value']:.2f}[/] [{speedup['low']:.2f}, {speedup['high']:.2f}]",
+        f"{row['peak_share']:.0%}",
+        f"{_megabytes(row['candidate_bytes'])} / {_megabytes(row['baseline_bytes'])}",
+    )
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.1f} MB"
+
+
+def _row_notes(document: dict[str, Any]) -> list[str]:
+    return [f"{row['case_id']}: {note}" for row in document["rows"] for note in row["notes"]]
+
+
+def conclusion(document: dict[str, Any]) -> str:
+    """The weighted mean in words; no winner while its interval spans 1."""
+    low, high = document["weighted_geomean_interval"]
+    mean = document["weighted_geomean_candidate_over_baseline"]
+    plan = document["plan"]
+    text = (
+        f"weighted geometric mean of the speed-up: {1 / mean:.2f} [{1 / high:.2f}, {1 / low:.2f}]"
+    )
+    if low <= 1 <= high:
+        return f"{text}; the interval spans 1, so neither is called faster"
+    faster = plan["candidate"] if high < 1 else plan["baseline"]
+    return f"{text}; {faster} is faster"
+
+
+@click.command(
+    short_help="one HTML page from saved benchmarks",
+    epilog="\b\nExample:\n  mps-sdpa report before.json after.json --out report.html",
+)
+@click.argument(
+    "results",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option("--out", type=shared.writable_file(".html"), default="report.html", show_default=True)
+def report(results: tuple[Path, ...], out: Path) -> None:
+    """Draws benchmarks that were saved as JSON as one self-contained HTML page."""
+    from mps_sdpa.harness import report
+
+    if len(results) > 2:
+        raise click.UsageError(f"one or two results make a report, but got {len(results)}")
+    documents = [_read(path) for path in results]
+    out.write_text(report.page(documents), encoding="utf-8")
+    print(f"wrote {out}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] == 1 and document["rows"]:
+            return {**document, "file": path.name}
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise click.UsageError(f"{path.name!r} is not a result that `mps-sdpa benchmark --out` wrote")

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: MIT
+"""`mps-sdpa list-backends`, `explain` and `calibrate`: what would run, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from mps_sdpa import cli_options as shared
+
+
+@click.command("list-backends", short_help="the back ends, and why not")
+@shared.json_option
+def list_backends(as_json: bool) -> None:
+    """The back ends in order of preference, with the reason why one cannot be used here."""
+    from mps_sdpa import backends
+
+    reasons = {name: backends.reason_against(name) for name in backends.NAMES}
+    if as_json:
+        listed = [{"name": n, "available": not why, "reason": why} for n, why in reasons.items()]
+        shared.print_json(listed)
+        return
+    if not shared.for_people():
+        print("\n".join(name for name, why in reasons.items() if not why))
+        return
+    table = Table("back end", "here", "why not")
+    for name, why in reasons.items():
+        table.add_row(name, "[dim]no[/]" if why else "[green]yes[/]", why or "")
+    shared.console().print(table)
+
+
+class ShapeType(click.ParamType[tuple[int, ...]]):
+    """B,H,Lq,Lk,D; H may be query heads/key heads, D may be key dim/value dim."""
+
+    name = "B,H,Lq,Lk,D"
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> tuple[int, ...]:
+        parts = str(value).split(",")
+        try:
+            batch, heads, q_len, kv_len, dim = parts
+            numbers = (int(batch), *_pair(heads), int(q_len), int(kv_len), *_pair(dim))
+        except ValueError:
+            self.fail(f"{value!r} must be five numbers B,H,Lq,Lk,D such as 1,32/8,128,128,64")
+        if min(numbers) < 1:
+            self.fail(f"{value!r} must have positive numbers only")
+        return numbers
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """ "32/8" as (32, 8) and "8" as (8, 8)."""
+    first, _, second = text.partition("/")
+    return int(first), int(second or first)
+
+
+@click.command(
+    short_help="which back end, which kernel, and why",
+    epilog="\b\nExamples:\n  mps-sdpa explain --shape 1,8,1024,1024,64\n"
+    "  mps-sdpa explain --shape 1,32/8,1,4096,128 --dtype bf16 --causal lower_right",
+)
+@click.option("--backend", type=click.Choice(shared.BACKENDS), default="auto", show_default=True)
+@shared.device_option
+@click.option("--shape", type=ShapeType(), default="1,8,1024,1024,64", show_default=True)
+@click.option("--dtype", type=click.Choice(shared.DTYPES), default="fp32", show_default=True)
+@click.option(
+    "--causal",
+    type=click.Choice(["no", "upper_left", "lower_right"]),
+    default="no",
+    show_default=True,
+)
+@click.option("--window", type=(int, int), help="Keys to the left and right; -1 is open.")
+@click.option("--softcap", type=click.FloatRange(min=0), default=0.0)
+@click.option("--dropout", type=click.FloatRange(0, 1), default=0.0)
+@click.option("--mask", type=click.Choice(["none", "bool", "additive", "keys"]), default="none")
+@click.option("--train", is_flag=True, help="Explain the backward pass.")
+@click.option("--chip", help="For metal: the Apple chip to plan for, such as M4.")
+@shared.json_option
+def explain(shape: tuple[int, ...], as_json: bool, chip: str | None, **flags: Any) -> None:
+    """Which back end would run a problem, which kernel, and what the others have against it."""
+    found = _explain_shape(shape, **flags)
+    if as_json:
+        shared.print_json(found)
+        return
+    _show_explanation(found)
+
+
+def _explain_shape(
+    shape: tuple[int, ...],
+    *,
+    backend: str,
+    device: str,
+    dtype: str,
+    causal: str,
+    window: tuple[int, int] | None,
+    softcap: float,
+    dropout: float,
+    mask: str,
+    train: bool,
+) -> dict[str, Any]:
+    import torch
+
+    from mps_sdpa import explain as explain_tensors
+    from mps_sdpa.harness.cases import DTYPES, LONG_NAMES
+
+    batch, q_heads, kv_heads, q_len, kv_len, qk_dim, v_dim = shape
+    element = DTYPES[LONG_NAMES[dtype]]
+
+    def empty(*extents: int) -> torch.Tensor:
+        return torch.empty(extents, dtype=element, device=device)
+
+    masks = {
+        "none": None,
+        "bool": torch.ones(1, dtype=torch.bool, device=device).expand(q_len, kv_len),
+        "additive": empty(q_len, kv_len),
+        "keys": torch.ones(1, dtype=torch.bool, device=device).expand(batch, 1, 1, kv_len),
+    }
+    return explain_tensors(
+        empty(batch, q_heads, q_len, qk_dim),
+        empty(batch, kv_heads, kv_len, qk_dim),
+        empty(batch, kv_heads, kv_len, v_dim),
+        mask=masks[mask],
+        causal=False if causal == "no" else causal,
+        window=window,
+        softcap=softcap,
+        dropout=dropout,
+        backend=backend,
+        training=train,
+        quiet=True,
+    )
+
+
+def _show_explanation(found: dict[str, Any]) -> None:
+    console = shared.console()
+    table = Table.grid(padding=(0, 2))
+    table.add_row("problem", f"{found['problem']}, {found['pass']}")
+    table.add_row("back end", f"[bold]{found['backend']}[/]")
+    table.add_row("why", found["why"])
+    if found["plan"]:
+        table.add_row("plan", found["plan"])
+    if "calibration" in found:
+        table.add_row("calibration", found["calibration"])
+    for name, reason in found["rejected"].items():
+        table.add_row(f"not {name}", reason)
+    table.add_row("change it", "backend=NAME, set_default_backend(NAME) or MPS_SDPA_BACKEND=NAME")
+    console.print(table)
+    if source := found.get("source"):
+        console.print(source, markup=False, soft_wrap=True)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""The command: what it prints where no terminal is, its exit codes, and its one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mps_sdpa import cli
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """The exit code, stdout and stderr of `mps-sdpa WORDS`."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+def call_json(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
+    code, out, _ = call(capsys, *words)
+    return code, json.loads(out)
+
+
+def test_list_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "list-backends")
+    assert code == 0
+    assert out.split()[-2:] == ["cpu", "stock"]
+    _, listed = call_json(capsys, "list-backends", "--json")
+    assert [entry["name"] for entry in listed] == [
+        "metal",
+        "mpsgraph_zc",
+        "mpsgraph",
+        "metal_proto",
+        "cpu",
+        "stock",
+    ]
+    assert all(entry["available"] != bool(entry["reason"]) for entry in listed)
+
+
+def test_self_test(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = call_json(capsys, "self-test", "--device", "cpu")
+    assert code == 0
+    assert found["status"] == "pass"
+    assert {"env", "available_backends", "correctness", "benchmark", "elapsed_s"} <= set(found)
+    assert set(found["correctness"]) == {"fp32", "fp16", "bf16"}
+    assert {"max_abs_diff", "tol", "pass"} <= set(found["correctness"]["fp32"])
+    keys = {"shape", "stock_ms", "auto_backend", "auto_ms", "speedup_auto_vs_stock"}
+    assert keys <= set(found["benchmark"])
+
+
+def test_correctness(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    words = ("correctness", "--suite", "short", "--backend", "cpu", "--limit", 3, "--out", out)
+    code, found = call_json(capsys, *words)
+    assert code == 0
+    assert (found["n"], found["n_pass"], found["n_hard"], found["n_soft"]) == (3, 3, 0, 0)
+    results = json.loads(out.read_text())["results"]
+    keys = "case_id backend passed failure_class max_abs_err max_rel_err shape_mismatch error"
+    assert {*keys.split(), "nan_inf_leak"} <= set(results[0])
+
+
+def test_correctness_fails_on_a_wrong_back_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mps_sdpa
+
+    def broken(*args: Any, **named: Any) -> Any:
+        out, lse = mps_sdpa.attention(*args, **named)
+        return out + 1, lse
+
+    monkeypatch.setattr("mps_sdpa.harness.calls._attention", broken)
+    words = ("correctness", "--suite", "short", "--limit", 2, "--pass", "fwd")
+    code, found = call_json(capsys, *words)
+    assert code == 1
+    assert found["n_soft"] == 2
+
+
+def test_correctness_runs_one_case_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("correctness", "--suite", "short", "--case", "fp32 B1 H1 L4 D8")
+    code, found = call_json(capsys, *words)
+    assert (code, found["n"]) == (0, 1)
+
+
+def test_benchmark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "result.csv"
+    words = ("benchmark", "--suite", "short", "--limit", 2, "--pairs", 3, "--out", out)
+    code, found = call_json(capsys, *words)
+    assert code == 0
+    assert found["n_cases"] == 2
+    assert found["weighted_geomean_candidate_over_baseline"] > 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    columns = "case_id paired_geomean_ratio cold_ms delta_driver_bytes delta_current_bytes"
+    assert {*columns.split(), "weight", "note"} <= set(rows[0])
+    assert float(rows[0]["paired_geomean_ratio"]) > 0
+
+
+def test_benchmark_times_training_and_a_cold_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    words = ("benchmark", "--suite", "short", "--limit", 1, "--pairs", 3, "--pass", "train")
+    code, _ = call_json(capsys, *words, "--measure-cold", "--out", out)
+    row = json.loads(out.read_text())["rows"][0]
+    assert code == 0
+    assert row["cold_ms"] > row["candidate_ms"]
+    assert row["verdict"] in {"faster", "slower", "undecided"}
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("explain", "--shape", "1,32/8,1,4096,128", "--dtype", "bf16", "--device", "cpu")
+    code, found = call_json(capsys, *words, "--causal", "lower_right", "--json")
+    assert code == 0
+    assert found["backend"] == "cpu"
+    assert found["why"] and found["plan"]
+    assert "metal" in found["rejected"]
+    code, out, _ = call(capsys, *words)
+    assert code == 0
+    assert "back end" in out and "MPS_SDPA_BACKEND" in out
+
+
+def test_demo_trains_both_alike(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mps_sdpa.demo import model, train
+
+    tiny = model.Size(layers=1, heads=2, dim=32, context=64)
+    monkeypatch.setattr(train.Recipe, "__init__", _recipe_of(tiny))
+    code, out, _ = call(capsys, "demo", "--steps", 3, "--device", "cpu", "--text", __file__)
+    assert code == 0
+    assert "test_cli.py" in out
+    assert "peak memory of a step" in out
+    assert "attention's share" in out
+
+
+def _recipe_of(size: Any) -> Any:
+    def initialise(self: Any, *, steps: int, device: str) -> None:
+        for name, value in {"steps": steps, "device": device, "size": size, "batch": 2}.items():
+            object.__setattr__(self, name, value)
+
+    return initialise
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["benchmark", "--suite", "nope"], "'nope' is not one of 'realistic'"),
+        (["benchmark", "--backend", "best"], "'best' is not one of 'auto'"),
+        (["benchmark", "--out", "x.txt"], "must end in .csv, .json, .html"),
+        (["correctness", "--out", "/nowhere/x.json"], "does not exist or cannot be written"),
+        (["correctness", "--suite", "short", "--case", "x"], "no case named 'x'"),
+        (["correctness", "--limit", "0"], "0 is not in the range x>=1"),
+        (["explain", "--shape", "1,2"], "must be five numbers B,H,Lq,Lk,D"),
+        (["explain", "--shape", "1,0,1,1,1"], "must have positive numbers"),
+        (["explain", "--dropout", "2"], "2.0 is not in the range 0<=x<=1"),
+        (["demo", "--text", "nowhere.txt"], "'nowhere.txt' does not exist"),
+        (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, *words)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("Error: ") and err.count("\n") == 1
+    assert text in err
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has the device that is asked for")
+def test_absent_device(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "self-test", "--device", "mps")
+    assert code == 2
+    assert err == "Error: device 'mps' is not present: torch finds no Apple GPU here\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["", *(name for name in cli._COMMANDS if name not in ("calibrate", "report"))]
+)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, *([command] if command else []), "--help")
+    assert code == 0
+    assert out.startswith("Usage: mps-sdpa")
+
+
+def test_completion() -> None:
+    environment = {
+        **os.environ,
+        "_MPS_SDPA_COMPLETE": "bash_complete",
+        "COMP_WORDS": "mps-sdpa bench",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from mps_sdpa.cli import main; main()"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "plain,benchmark"
