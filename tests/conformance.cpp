@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "tests/conformance.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <sstream>
@@ -74,6 +75,16 @@ std::vector<std::string> refusals(const Backend& backend, const Problem& problem
   return list;
 }
 
+/// The contract is for scores of ordinary size. With a larger scale the probabilities turn on the
+/// last bits of scores, log-sum-exp and output, in proportion: at scale 3 and 16 dimensions torch's
+/// own kernel is off by 1.5e-4 in float32 and by 0.19 in bfloat16.
+Tolerance backward_tolerance(const Problem& problem) {
+  Tolerance result = tolerance(problem.dtype, Pass::kBackward);
+  const double usual = 1 / std::sqrt(static_cast<double>(problem.qk_dim));
+  result.absolute *= std::max(1.0, std::abs(problem.scale) / usual);
+  return result;
+}
+
 }  // namespace
 
 std::string Engine::label() const {
@@ -119,7 +130,7 @@ std::vector<std::string> backward_failures(const CaseData& data, const Expected&
                    {"grad_value", data.grad_value, e.grad_value},
                    {"grad_mask", data.grad_mask, e.grad_mask},
                    {"grad_sinks", data.grad_sinks, e.grad_sinks}},
-                  tolerance(data.spec.dtype, Pass::kBackward));
+                  backward_tolerance(data.problem));
 }
 
 Outcome check(const Backend& backend, CaseData& data, const Expected& expected) {

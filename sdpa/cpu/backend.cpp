@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "sdpa/cpu/backend.h"
 
+#include "sdpa/cpu/backward.h"
 #include "sdpa/cpu/instruction_set.h"
 
 namespace sdpa::cpu {
@@ -25,7 +26,7 @@ class CpuBackend final : public Backend {
   }
 
   void backward(const Problem& problem, const BackwardTensors& tensors) const override {
-    instruction_set().kernels.backward(problem, tensors);
+    cpu::backward(problem, tensors, instruction_set().kernels.backward);
   }
 };
 

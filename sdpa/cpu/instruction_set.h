@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "sdpa/cpu/backward_job.h"
 #include "sdpa/problem.h"
 
 namespace sdpa::cpu {
@@ -12,7 +13,7 @@ namespace sdpa::cpu {
 /// What one translation unit compiles for its instruction set.
 struct Kernels {
   void (*forward)(const Problem& problem, const ForwardTensors& tensors);
-  void (*backward)(const Problem& problem, const BackwardTensors& tensors);
+  BackwardKernels backward;
   int block_lanes;        ///< queries side by side in a block
   bool has_bfloat16_dot;  ///< products of bfloat16 pairs without conversion
 };

@@ -3,6 +3,8 @@
 
 // The kernels of one instruction set; included by its translation unit alone.
 
+#include "sdpa/cpu/backward_kernel.h"
+#include "sdpa/cpu/backward_merge.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/score.h"
 #include "sdpa/reference.h"
@@ -12,7 +14,11 @@ namespace sdpa::cpu {
 template <class S>
 Kernels make_kernels() {
   return {.forward = reference::forward,
-          .backward = reference::backward,
+          .backward = {.run_part = run_part<S>,
+                       .merge_keys = merge_keys<S>,
+                       .merge_queries = merge_queries<S>,
+                       .add_mask_gradient = add_mask_gradient<S>,
+                       .panel_floats = kPanelFloats<S>},
           .block_lanes = S::kLanes * S::kColumns,
           .has_bfloat16_dot = S::kHasBFloat16Dot};
 }

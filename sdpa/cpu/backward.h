@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "sdpa/cpu/backward_job.h"
+
+namespace sdpa::cpu {
+
+/// The gradients that `tensors` asks for, by the kernels of one instruction set.
+void backward(const Problem& problem, const BackwardTensors& tensors,
+              const BackwardKernels& kernels);
+
+}  // namespace sdpa::cpu
