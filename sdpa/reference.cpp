@@ -14,6 +14,7 @@
 // has O = 0, LSE = -infinity and no gradient. (With a sink, a row that sees no key has LSE = sink.)
 #include "sdpa/reference.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -70,11 +71,11 @@ void softmax(const Problem& s, const TensorView& sinks, std::int64_t bh, std::in
 }
 
 template <typename Tensors, typename Function>
-void for_each_row(const Problem& s, const Tensors& t, Function&& function) {
+void for_each_row(const Problem& s, const Tensors& t, RowRange rows, Function&& function) {
   Row row;
   for (std::int64_t b = 0; b < s.batch; ++b)
     for (std::int64_t h = 0; h < s.q_heads; ++h)
-      for (std::int64_t i = 0; i < s.q_len; ++i) {
+      for (std::int64_t i = rows.first; i < std::min(s.q_len, rows.last); ++i) {
         score_row(s, t, b, h, i, row);
         softmax(s, t.sinks, b * s.q_heads + h, h, i, row);
         function(b, h, i, row);
@@ -91,8 +92,8 @@ bool is_kept(const Dropout& dropout, std::int64_t batch_head, std::int64_t query
                       static_cast<std::uint32_t>(dropout.seed >> 32)) >= dropout.threshold();
 }
 
-void forward(const Problem& s, const ForwardTensors& t) {
-  for_each_row(s, t, [&](std::int64_t b, std::int64_t h, std::int64_t i, const Row& row) {
+void forward(const Problem& s, const ForwardTensors& t, RowRange rows) {
+  for_each_row(s, t, rows, [&](std::int64_t b, std::int64_t h, std::int64_t i, const Row& row) {
     for (std::int64_t d = 0; d < s.v_dim; ++d) {
       double o = 0;
       for (std::size_t n = 0; n < row.keys.size(); ++n)
@@ -130,7 +131,7 @@ void backward(const Problem& s, const BackwardTensors& t) {
   const auto add = [](const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t r,
                       std::int64_t c,
                       double value) { write(view, b, h, r, c, read(view, b, h, r, c) + value); };
-  for_each_row(s, t, [&](std::int64_t b, std::int64_t h, std::int64_t i, const Row& row) {
+  for_each_row(s, t, {}, [&](std::int64_t b, std::int64_t h, std::int64_t i, const Row& row) {
     const std::int64_t g = h / s.group();
     const double dlse =
         t.grad_lse.is_present() && row.lse != -INFINITY ? read(t.grad_lse, b, h, i, 0) : 0;

@@ -3,9 +3,48 @@
 
 #include "sdpa/cpu/backward.h"
 #include "sdpa/cpu/instruction_set.h"
+#include "sdpa/cpu/plan.h"
+#include "sdpa/reference.h"
+#include "sdpa/threads.h"
 
 namespace sdpa::cpu {
 namespace {
+
+/// The problem and tensors of one head alone; dropout still counts heads over the whole call.
+struct HeadSlice {
+  Problem problem;
+  ForwardTensors tensors;
+
+  HeadSlice(const Problem& whole, const ForwardTensors& all, std::int64_t batch, std::int64_t head)
+      : problem(whole), tensors(all) {
+    problem.batch = problem.q_heads = problem.kv_heads = 1;
+    problem.dropout.first_head += batch * whole.q_heads + head;
+    for (TensorView* view : {&tensors.query, &tensors.mask, &tensors.out, &tensors.lse})
+      narrow(*view, batch, head);
+    narrow(tensors.sinks, 0, head);
+    for (TensorView* view : {&tensors.key, &tensors.value})
+      narrow(*view, batch, head / whole.group());
+  }
+
+ private:
+  static void narrow(TensorView& view, std::int64_t batch, std::int64_t head) {
+    if (!view.is_present()) return;
+    view.data = static_cast<char*>(view.data) +
+                (batch * view.strides[0] + head * view.strides[1]) * size_bytes(view.dtype);
+    view.shape[0] = view.shape[1] = 1;
+  }
+};
+
+/// float64: the definition itself, in parallel over heads and blocks of rows.
+void forward_double(const Problem& problem, const ForwardTensors& tensors) {
+  constexpr std::int64_t kRows = 16;
+  const std::int64_t blocks = (problem.q_len + kRows - 1) / kRows;
+  parallel_for(problem.batch * problem.q_heads * blocks, [&](std::int64_t task, int) {
+    const std::int64_t head = task / blocks, first = task % blocks * kRows;
+    const HeadSlice slice(problem, tensors, head / problem.q_heads, head % problem.q_heads);
+    reference::forward(slice.problem, slice.tensors, {.first = first, .last = first + kRows});
+  });
+}
 
 class CpuBackend final : public Backend {
  public:
@@ -17,11 +56,13 @@ class CpuBackend final : public Backend {
 
   std::vector<std::string> unsupported(const Problem&, Pass) const override { return {}; }
 
-  std::string explain(const Problem&, Pass) const override {
-    return std::string(instruction_set().name);
+  std::string explain(const Problem& problem, Pass) const override {
+    const InstructionSet& set = instruction_set();
+    return to_string(plan_forward(problem, set.kernels.shape), set.name);
   }
 
   void forward(const Problem& problem, const ForwardTensors& tensors) const override {
+    if (problem.dtype == DType::kFloat64) return forward_double(problem, tensors);
     instruction_set().kernels.forward(problem, tensors);
   }
 

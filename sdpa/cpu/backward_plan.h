@@ -55,8 +55,6 @@ BackwardPlan plan_backward(const Problem& problem);
 /// "64-row units, 8 parts a key head, keys in 2": one line for people.
 std::string to_string(const BackwardPlan& plan);
 
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 /// Floats in a row of our own memory, for `columns` of a tensor: whole vectors.
 constexpr std::int64_t padded_columns(std::int64_t columns) {
   return ceil_div(columns, kRowMultiple) * kRowMultiple;

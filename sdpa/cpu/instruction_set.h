@@ -10,12 +10,17 @@
 
 namespace sdpa::cpu {
 
+/// What a plan has to know about a set of kernels.
+struct KernelShape {
+  int block_lanes = 0;            ///< queries side by side in a block
+  bool has_bfloat16_dot = false;  ///< products of bfloat16 pairs without conversion
+};
+
 /// What one translation unit compiles for its instruction set.
 struct Kernels {
   void (*forward)(const Problem& problem, const ForwardTensors& tensors);
   BackwardKernels backward;
-  int block_lanes;        ///< queries side by side in a block
-  bool has_bfloat16_dot;  ///< products of bfloat16 pairs without conversion
+  KernelShape shape;
 };
 
 /// Kernels, their name, and where they run.

@@ -5,22 +5,20 @@
 
 #include "sdpa/cpu/backward_kernel.h"
 #include "sdpa/cpu/backward_merge.h"
+#include "sdpa/cpu/forward.h"
 #include "sdpa/cpu/instruction_set.h"
-#include "sdpa/cpu/score.h"
-#include "sdpa/reference.h"
 
 namespace sdpa::cpu {
 
 template <class S>
 Kernels make_kernels() {
-  return {.forward = reference::forward,
+  return {.forward = forward<S>,
           .backward = {.run_part = run_part<S>,
                        .merge_keys = merge_keys<S>,
                        .merge_queries = merge_queries<S>,
                        .add_mask_gradient = add_mask_gradient<S>,
                        .panel_floats = kPanelFloats<S>},
-          .block_lanes = S::kLanes * S::kColumns,
-          .has_bfloat16_dot = S::kHasBFloat16Dot};
+          .shape = shape_of<S>()};
 }
 
 }  // namespace sdpa::cpu

@@ -19,6 +19,8 @@ constexpr int kMaxBlockLanes = 48;
 /// Keys are visited in blocks of this many, at multiples of it.
 constexpr int kKeyBlock = 128;
 
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 struct Lanes {
   int count = 0;  ///< lanes in use; the rest stand for nothing
   std::int64_t batch = 0;
@@ -34,8 +36,15 @@ struct Lanes {
 Lanes make_lanes(const Problem& problem, std::int64_t batch, std::int64_t kv_head, std::int64_t row,
                  int count);
 
-/// The address of element (lane's head, lane's query, 0) of a rank-4 view, in bytes; nullptr for
-/// an absent view.
+/// The address of element (lane's head, lane's query, 0) of a rank-4 view.
+template <typename Data>
+__attribute__((always_inline)) inline Data* row_of(const TensorView& view, const Lanes& lanes,
+                                                   int lane) {
+  return static_cast<Data*>(view.data) + lanes.batch * view.strides[0] +
+         lanes.head[lane] * view.strides[1] + lanes.query[lane] * view.strides[2];
+}
+
+/// The same in bytes, for any element type; nullptr for an absent view.
 const char* row_address(const TensorView& view, const Lanes& lanes, int lane);
 
 }  // namespace sdpa::cpu

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// One step of the forward pass: one block of lanes meets one range of keys. The algorithm and its
+// reasons are at the top of forward.h.
+
+#include "sdpa/cpu/score.h"
+#include "sdpa/cpu/stage.h"
+
+namespace sdpa::cpu {
+
+/// How far scores may exceed a stale maximum, in powers of two.
+constexpr float kStaleSlack = 8;
+
+/// Whether scores need anything but the product.
+enum class Rules : std::uint8_t { kPlain, kAll };
+
+/// One block of lanes and its running softmax.
+template <class S, typename Element>
+struct LaneBlock {
+  static constexpr int kWidth = S::kLanes * S::kColumns;
+
+  Lanes lanes;
+  bool is_started = false;
+  Element* queries = nullptr;  ///< [words of qk_dim][kWidth]
+  float* out = nullptr;        ///< [v_dim][kWidth]
+  alignas(64) float row_max[kWidth];
+  alignas(64) float base[kWidth];  ///< row_max, or 0 where that is -inf
+  alignas(64) float row_sum[kWidth];
+  alignas(64) float rescale[kWidth];
+};
+
+/// What every step of a task needs.
+template <class S, typename Element>
+struct ForwardContext {
+  static constexpr int kWidth = S::kLanes * S::kColumns;
+
+  const Problem& problem;
+  const ForwardTensors& tensors;
+  Softcap softcap;
+  float score_scale = 1;  ///< what the product still has to be multiplied by
+  KeyBlock<Element> keys;
+  ScoreMask<S>* mask = nullptr;
+  float* scores = nullptr;           ///< [kKeyBlock][kWidth]
+  Element* probabilities = nullptr;  ///< [words of kKeyBlock][kWidth]
+};
+
+/// One range of keys for one block of lanes.
+template <class S, typename Element, int Columns, Rules kRules>
+struct ForwardStep {
+  static constexpr int kWidth = S::kLanes * S::kColumns;
+  static constexpr bool kPairs = kElementsPerWord<Element> == 2;
+
+  template <int Rows>
+  using ScoreTile = Tile<S, Rows, Columns>;
+
+  ForwardContext<S, Element>& context;
+  LaneBlock<S, Element>& block;
+  Coverage coverage;
+  int begin, end;
+
+  void run() {
+    bool is_rescaled = false;
+    if (!block.is_started || !exponentiate_with_stale_maximum()) {
+      exponentiate_with_new_maximum();
+      is_rescaled = block.is_started;
+    }
+    if (is_spoiled())
+      accumulate_seen(is_rescaled);
+    else
+      accumulate(is_rescaled);
+    block.is_started = true;
+  }
+
+ private:
+  template <int Rows>
+  SDPA_INLINE void compute_scores(int key, ScoreTile<Rows>& tile) {
+    const auto& keys = context.keys;
+    clear(tile);
+    multiply_rows(tile, keys.keys + key * keys.key_stride, keys.key_stride, block.queries, kWidth,
+                  words<Element>(context.problem.qk_dim));
+    if constexpr (kPairs) scale_scores(tile);
+    if constexpr (kRules == Rules::kAll) {
+      if (context.softcap.cap > 0) apply_softcap(context.softcap, tile);
+      if (coverage == Coverage::kPartial) apply_mask(*context.mask, key, tile);
+    }
+  }
+
+  template <int Rows>
+  SDPA_INLINE void scale_scores(ScoreTile<Rows>& tile) {
+    const auto scale = S::broadcast(context.score_scale);
+    unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+      unroll<Columns>([&](auto j)
+                          SDPA_INLINE_LAMBDA { tile.v[i][j] = S::mul(tile.v[i][j], scale); });
+    });
+  }
+
+  /// Probabilities from scores, their sums, and dropout on what is stored.
+  template <int Rows>
+  SDPA_INLINE void exponentiate(int key, ScoreTile<Rows>& tile) {
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      const auto base = S::load(block.base + j * S::kLanes);
+      auto sum = S::zero();
+      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+        tile.v[i][j] = exp2<S, kPairs ? 3 : 5>(S::sub(tile.v[i][j], base));
+        sum = S::add(sum, tile.v[i][j]);
+      });
+      float* total = block.row_sum + j * S::kLanes;
+      S::store(total, S::add(S::load(total), sum));
+    });
+    if constexpr (kRules == Rules::kAll)
+      if (context.problem.dropout.is_active()) apply_dropout(*context.mask, key, tile);
+    store_probabilities(key, tile);
+  }
+
+  template <int Rows>
+  SDPA_INLINE void store_probabilities(int key, const ScoreTile<Rows>& tile) {
+    Element* to = context.probabilities + key / kElementsPerWord<Element> * kWidth;
+    if constexpr (!kPairs) {
+      store(tile, to, kWidth);
+    } else {
+      unroll<(Rows + 1) / 2>([&](auto i) SDPA_INLINE_LAMBDA {
+        unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+          auto odd = S::zero();
+          if constexpr (2 * i + 1 < Rows) odd = tile.v[2 * i + 1][j];
+          S::store(to + i * kWidth + j * S::kLanes, S::pack_pairs(tile.v[2 * i][j], odd));
+        });
+      });
+    }
+  }
+
+  /// False, with row_sum as it was, where a lane's scores have outgrown the maximum.
+  bool exponentiate_with_stale_maximum() {
+    alignas(64) float saved[kWidth];
+    __builtin_memcpy(saved, block.row_sum, sizeof saved);
+    bool fits = true;
+    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t at) SDPA_INLINE_LAMBDA {
+      if (!fits) return;
+      const int key = static_cast<int>(at);
+      ScoreTile<rows> tile;
+      compute_scores(key, tile);
+      fits = !exceeds_slack(tile);
+      if (fits) exponentiate(key, tile);
+    });
+    if (!fits) __builtin_memcpy(block.row_sum, saved, sizeof saved);
+    return fits;
+  }
+
+  /// NaN exceeds nothing: it reaches its own row through the sum.
+  template <int Rows>
+  SDPA_INLINE bool exceeds_slack(const ScoreTile<Rows>& tile) {
+    auto excess = S::zero();
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      const auto old = S::load(block.row_max + j * S::kLanes);
+      auto largest = old;
+      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { largest = S::max(tile.v[i][j], largest); });
+      excess = S::max(S::sub(largest, old), excess);
+    });
+    return S::any(S::greater(excess, S::broadcast(kStaleSlack)));
+  }
+
+  void exponentiate_with_new_maximum() {
+    typename S::Vec largest[Columns];
+    unroll<Columns>(
+        [&](auto j) SDPA_INLINE_LAMBDA { largest[j] = S::load(block.row_max + j * S::kLanes); });
+    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t at) SDPA_INLINE_LAMBDA {
+      const int key = static_cast<int>(at);
+      ScoreTile<rows> tile;
+      compute_scores(key, tile);
+      unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+        unroll<rows>([&](auto i)
+                         SDPA_INLINE_LAMBDA { largest[j] = S::max(tile.v[i][j], largest[j]); });
+      });
+      store(tile, context.scores + key * kWidth, kWidth);
+    });
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { raise_maximum(j, largest[j]); });
+    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t at) SDPA_INLINE_LAMBDA {
+      const int key = static_cast<int>(at);
+      ScoreTile<rows> tile;
+      load(tile, context.scores + key * kWidth, kWidth);
+      exponentiate(key, tile);
+    });
+  }
+
+  SDPA_INLINE void raise_maximum(int j, typename S::Vec largest) {
+    const int lane = j * S::kLanes;
+    const auto old = S::load(block.row_max + lane);
+    const auto base = S::keep(S::greater(largest, S::broadcast(kMinusInfinity)), largest);
+    const auto rescale = exp2<S>(S::sub(old, base));
+    S::store(block.row_max + lane, largest);
+    S::store(block.base + lane, base);
+    S::store(block.rescale + lane, rescale);
+    S::store(block.row_sum + lane, S::mul(S::load(block.row_sum + lane), rescale));
+  }
+
+  /// O as it stands before this range: zero, as it is, or rescaled.
+  template <int Rows>
+  SDPA_INLINE void load_out(std::int64_t d, bool is_rescaled, ScoreTile<Rows>& tile) {
+    if (!block.is_started) return clear(tile);
+    load(tile, block.out + d * kWidth, kWidth);
+    if (!is_rescaled) return;
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      const auto rescale = S::load(block.rescale + j * S::kLanes);
+      unroll<Rows>([&](auto i)
+                       SDPA_INLINE_LAMBDA { tile.v[i][j] = S::mul(tile.v[i][j], rescale); });
+    });
+  }
+
+  void accumulate(bool is_rescaled) {
+    const auto& keys = context.keys;
+    const std::int64_t first = begin / kElementsPerWord<Element>;
+    for_row_pieces<S::kRows>(
+        0, context.problem.v_dim, [&](auto rows, std::int64_t d) SDPA_INLINE_LAMBDA {
+          ScoreTile<rows> tile;
+          load_out(d, is_rescaled, tile);
+          multiply_columns(tile, keys.values + first * keys.value_stride + d, keys.value_stride,
+                           context.probabilities + first * kWidth, kWidth,
+                           words<Element>(end - begin));
+          store(tile, block.out + d * kWidth, kWidth);
+        });
+  }
+
+  bool is_dropping() const { return kRules == Rules::kAll && context.problem.dropout.is_active(); }
+
+  /// Whether some lane does not see some value that is not finite.
+  bool is_spoiled() const {
+    if (coverage != Coverage::kPartial && !is_dropping()) return false;
+    const auto& keys = context.keys;
+    std::uint32_t finite = ~0u;
+    for (std::int64_t key = begin / kElementsPerWord<Element>;
+         key * kElementsPerWord<Element> < end; ++key)
+      finite &= finite_lanes<S>(keys.values + key * keys.value_stride, context.problem.v_dim);
+    return finite != ~0u;
+  }
+
+  /// One lane, one key, one dimension at a time: rare, and never fast.
+  void accumulate_seen(bool is_rescaled) {
+    for (std::int64_t d = 0; d < context.problem.v_dim; ++d) {
+      ScoreTile<1> tile;
+      load_out(d, is_rescaled, tile);
+      store(tile, block.out + d * kWidth, kWidth);
+    }
+    for (int key = begin; key < end; ++key)
+      for (int lane = 0; lane < block.lanes.count; ++lane)
+        if (is_seen(key, lane)) accumulate_key(key, lane);
+  }
+
+  bool is_seen(int key, int lane) const {
+    const std::uint32_t bit = 1u << (key & 31);
+    if (coverage == Coverage::kPartial && (context.mask->visible[key >> 5][lane] & bit) == 0)
+      return false;
+    return !is_dropping() || (context.mask->kept[key >> 5][lane] & bit) != 0;
+  }
+
+  void accumulate_key(int key, int lane) {
+    constexpr int kWords = kElementsPerWord<Element>;
+    const int half = key % kWords;
+    const float p = element_at(context.probabilities[key / kWords * kWidth + lane], half);
+    const Element* values = context.keys.values + key / kWords * context.keys.value_stride;
+    for (std::int64_t d = 0; d < context.problem.v_dim; ++d)
+      block.out[d * kWidth + lane] += p * element_at(values[d], half);
+  }
+};
+
+}  // namespace sdpa::cpu

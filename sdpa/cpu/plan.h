@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+
+#include "sdpa/cpu/instruction_set.h"
+
+namespace sdpa::cpu {
+
+/// How keys and values reach the kernel.
+enum class Staging : std::uint8_t {
+  kInPlace,    ///< float32, read where they lie
+  kConverted,  ///< a block at a time, to float32
+  kPairs,      ///< bfloat16, two elements a word for the dot product of pairs
+  kReference,  ///< float64: no kernel, the reference's loops
+};
+
+/// The forward pass cut into tasks. A function of the problem and the instruction set alone, never
+/// of the number of threads: results do not depend on it.
+struct ForwardPlan {
+  Staging staging = Staging::kInPlace;
+  int block_lanes = 0;      ///< rows side by side in a block
+  int blocks_per_task = 1;  ///< blocks that share what a task stages
+  std::int64_t rows = 0;    ///< of one key/value head: queries times its group
+  std::int64_t tasks_per_head = 0;
+  std::int64_t tasks = 0;
+
+  bool operator==(const ForwardPlan&) const = default;
+};
+
+ForwardPlan plan_forward(const Problem& problem, KernelShape shape);
+
+/// "avx512: 48 lanes x 128 keys, in place, 1 block a task, 344 tasks"
+std::string to_string(const ForwardPlan& plan, std::string_view instruction_set);
+
+}  // namespace sdpa::cpu

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sdpa::cpu {
+
+/// At least `bytes` of memory of the calling thread, aligned to 64 bytes, uninitialized. It stays
+/// valid until the same thread asks again, and is kept between calls: a small problem would spend
+/// more time in the allocator than in the mathematics.
+char* thread_scratch(std::size_t bytes);
+
+/// Hands out aligned pieces of one buffer; without a buffer it only counts.
+struct Arena {
+  char* base = nullptr;
+  std::size_t used = 0;
+
+  template <typename T>
+  T* take(std::int64_t count) {
+    T* piece = reinterpret_cast<T*>(base + used);
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    used += (bytes + 63) / 64 * 64;
+    return base == nullptr ? nullptr : piece;
+  }
+};
+
+}  // namespace sdpa::cpu

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+//
+// The CPU forward pass on every instruction set that runs here, against the oracle: the conformance
+// cases, sizes around every edge of a tile, values that are not finite, and determinism.
+#include <gtest/gtest.h>
+
+#include <iostream>
+#include <limits>
+#include <sstream>
+
+#include "sdpa/cpu/instruction_set.h"
+#include "sdpa/reference.h"
+#include "sdpa/threads.h"
+#include "tests/conformance.h"
+
+namespace sdpa::cases {
+namespace {
+
+using cpu::InstructionSet;
+
+bool has_empty_extent(const Case& spec) {
+  return spec.batch * spec.q_heads * spec.q_len * spec.kv_len * spec.qk_dim * spec.v_dim == 0;
+}
+
+std::string label(const char* first, std::int64_t a, const char* second, std::int64_t b) {
+  std::ostringstream text;
+  text << first << a << second << b;
+  return text.str();
+}
+
+/// The sets that run here; the others are named on the console.
+std::vector<const InstructionSet*> sets_here() {
+  std::vector<const InstructionSet*> sets;
+  for (const InstructionSet& set : cpu::instruction_sets()) {
+    if (set.runs_here)
+      sets.push_back(&set);
+    else
+      std::cout << set.name << " does not run on this processor\n";
+  }
+  return sets;
+}
+
+void expect_oracle(CaseData& data) {
+  const Expected oracle = expected(data);
+  for (const InstructionSet* set : sets_here()) {
+    data.reset_outputs();
+    set->kernels.forward(data.problem, data.forward_tensors());
+    for (const std::string& sentence : forward_failures(data, oracle))
+      ADD_FAILURE() << set->name << ": " << sentence;
+  }
+}
+
+void expect_oracle(const Case& spec) {
+  SCOPED_TRACE(spec.name);
+  CaseData data(spec, 11);
+  expect_oracle(data);
+}
+
+TEST(CpuForward, ConformanceCases) {
+  for (const Case& spec : suite("conformance"))
+    if (!has_empty_extent(spec) && spec.dtype != DType::kFloat64) expect_oracle(spec);
+}
+
+TEST(CpuForward, LengthsAroundTileEdges) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
+    for (const std::int64_t q_len : {1, 3, 15, 16, 17, 31, 33, 47, 48, 49, 97})
+      for (const std::int64_t kv_len : {1, 2, 7, 8, 9, 127, 128, 129, 263})
+        for (const Causal causal : {Causal::kNone, Causal::kUpperLeft, Causal::kLowerRight})
+          expect_oracle({.name = label("q", q_len, " kv", kv_len),
+                         .dtype = dtype,
+                         .q_len = q_len,
+                         .kv_len = kv_len,
+                         .qk_dim = 5,
+                         .v_dim = 6,
+                         .causal = causal});
+}
+
+TEST(CpuForward, HeadDimensions) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+    for (const std::int64_t dim : {1, 2, 3, 7, 8, 9, 16, 31, 33, 64, 80, 127, 512})
+      for (const std::int64_t v_dim : {dim, dim % 13 + 1})
+        expect_oracle({.name = label("dims ", dim, "/", v_dim),
+                       .dtype = dtype,
+                       .q_heads = 4,
+                       .kv_heads = 2,
+                       .q_len = 13,
+                       .kv_len = 21,
+                       .qk_dim = dim,
+                       .v_dim = v_dim});
+}
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// A value that only some rows see must reach those rows and no others.
+void expect_confined(const Case& spec, double poison) {
+  for (const bool in_value : {false, true}) {
+    SCOPED_TRACE(::testing::Message() << spec.name << (in_value ? " value " : " key ") << poison);
+    CaseData data(spec, 5);
+    const TensorView view = in_value ? data.value.view() : data.key.view();
+    for (const std::int64_t row : {std::int64_t{3}, spec.kv_len / 2, spec.kv_len - 1})
+      *view.at<float>(0, 0, row, 0) = static_cast<float>(poison);
+    expect_oracle(data);
+  }
+}
+
+TEST(CpuForward, ValuesThatAreNotFiniteReachOnlyRowsThatSeeThem) {
+  Case spec{.name = "causal",
+            .q_len = 150,
+            .kv_len = 150,
+            .qk_dim = 9,
+            .v_dim = 11,
+            .causal = Causal::kUpperLeft};
+  for (const double poison : {kNaN, kInfinity}) {
+    expect_confined(spec, poison);
+    Case windowed = spec;
+    windowed.name = "window";
+    windowed.window = {.left = 20, .right = 3};
+    windowed.causal = Causal::kNone;
+    expect_confined(windowed, poison);
+    Case masked = spec;
+    masked.name = "mask";
+    masked.causal = Causal::kNone;
+    masked.mask = {.shape = MaskShape::kMatrix};
+    expect_confined(masked, poison);
+    masked.name = "additive mask";
+    masked.mask.dtype = DType::kFloat32;
+    expect_confined(masked, poison);
+    Case dropped = spec;
+    dropped.name = "dropout";
+    dropped.dropout = 0.5;
+    expect_confined(dropped, poison);
+  }
+}
+
+TEST(CpuForward, ResultsDoNotDependOnThreads) {
+  const Case spec{.name = "threads",
+                  .batch = 2,
+                  .q_heads = 4,
+                  .kv_heads = 2,
+                  .q_len = 130,
+                  .kv_len = 300,
+                  .qk_dim = 64,
+                  .v_dim = 64,
+                  .causal = Causal::kLowerRight,
+                  .dropout = 0.2};
+  CaseData data(spec, 3);
+  for (const InstructionSet* set : sets_here()) {
+    std::vector<double> results[2];
+    for (const int threads : {1, 2}) {
+      set_thread_count(threads);
+      data.reset_outputs();
+      set->kernels.forward(data.problem, data.forward_tensors());
+      results[threads - 1] = data.out.values();
+    }
+    set_thread_count(0);
+    EXPECT_EQ(results[0], results[1]) << set->name;
+  }
+}
+
+TEST(InstructionSets, ForcedByName) {
+  cpu::set_instruction_set("portable");
+  EXPECT_EQ(cpu::instruction_set().name, "portable");
+  cpu::set_instruction_set("");
+  EXPECT_TRUE(cpu::instruction_set().runs_here);
+}
+
+TEST(InstructionSets, UnknownNameIsAnErrorThatListsTheKnown) {
+  try {
+    cpu::set_instruction_set("sse9");
+    FAIL() << "no error";
+  } catch (const std::invalid_argument& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("\"sse9\""), std::string::npos) << text;
+    EXPECT_NE(text.find("portable."), std::string::npos) << text;
+  }
+}
+
+}  // namespace
+}  // namespace sdpa::cases
