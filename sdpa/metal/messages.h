@@ -41,7 +41,6 @@ using NSError = Tag<"NSError">;
 using NSProcessInfo = Tag<"NSProcessInfo">;
 
 using MTLDevice = Tag<"MTLDevice">;
-using MTLArchitecture = Tag<"MTLArchitecture">;
 using MTLCompileOptions = Tag<"MTLCompileOptions">;
 using MTLLibrary = Tag<"MTLLibrary">;
 using MTLFunction = Tag<"MTLFunction">;
@@ -56,7 +55,7 @@ struct Message {
   std::string_view owner;  // the class or protocol
   std::string_view selector;
   std::string_view encoding;  // see encoding.h
-  int since = 14;             // the first macOS that has it, among those that we support
+  int since = 0;              // the first macOS that has it; 0: all that we support
 };
 
 /// A C function of a framework.
@@ -82,8 +81,6 @@ inline constexpr Message kMessages[] = {
     {kInstance, "NSProcessInfo", "isOperatingSystemAtLeastVersion:", "B@:{?=qqq}"},
 
     {kInstance, "MTLDevice", "name", "@@:"},
-    {kInstance, "MTLDevice", "architecture", "@@:"},
-    {kInstance, "MTLArchitecture", "name", "@@:"},
     {kInstance, "MTLDevice", "supportsFamily:", "B@:q"},
     {kInstance, "MTLDevice", "maxBufferLength", "Q@:"},
     {kInstance, "MTLDevice", "maxThreadgroupMemoryLength", "Q@:"},
@@ -91,7 +88,6 @@ inline constexpr Message kMessages[] = {
     {kInstance, "MTLDevice", "newLibraryWithSource:options:error:", "@@:@@^@"},
     {kInstance, "MTLDevice", "newComputePipelineStateWithFunction:error:", "@@:@^@"},
     {kInstance, "MTLDevice", "newBufferWithLength:options:", "@@:QQ"},
-    {kInstance, "MTLDevice", "newBufferWithBytes:length:options:", "@@:r^vQQ"},
     {kInstance, "MTLDevice", "newBufferWithBytesNoCopy:length:options:deallocator:", "@@:^vQQ@?"},
 
     {kClass, "MTLCompileOptions", "new", "@@:"},
@@ -100,8 +96,6 @@ inline constexpr Message kMessages[] = {
     {kInstance, "MTLCompileOptions", "setMathMode:", "v@:q", 15},
     {kInstance, "MTLLibrary", "newFunctionWithName:", "@@:@"},
     {kInstance, "MTLComputePipelineState", "maxTotalThreadsPerThreadgroup", "Q@:"},
-    {kInstance, "MTLComputePipelineState", "threadExecutionWidth", "Q@:"},
-    {kInstance, "MTLComputePipelineState", "staticThreadgroupMemoryLength", "Q@:"},
     {kInstance, "MTLBuffer", "contents", "^v@:"},
     {kInstance, "MTLBuffer", "length", "Q@:"},
 
@@ -114,7 +108,6 @@ inline constexpr Message kMessages[] = {
     {kInstance, "MTLComputeCommandEncoder", "setComputePipelineState:", "v@:@"},
     {kInstance, "MTLComputeCommandEncoder", "setBuffer:offset:atIndex:", "v@:@QQ"},
     {kInstance, "MTLComputeCommandEncoder", "setBytes:length:atIndex:", "v@:r^vQQ"},
-    {kInstance, "MTLComputeCommandEncoder", "setThreadgroupMemoryLength:atIndex:", "v@:QQ"},
     {kInstance, "MTLComputeCommandEncoder",
      "dispatchThreadgroups:threadsPerThreadgroup:", "v@:{?=QQQ}{?=QQQ}"},
     {kInstance, "MTLComputeCommandEncoder", "endEncoding", "v@:"},

@@ -16,12 +16,12 @@ void throw_sent_to_nil(std::string_view owner, std::string_view selector) {
 }
 
 void throw_no_function(std::string_view name) {
-  throw Error("this system has no function " + std::string(name));
+  throw Error("This system has no function " + std::string(name) + ".");
 }
 
 Id require_class(const char* name) {
   const Id found = runtime().find_class(name);
-  if (!found) throw Error(std::string("this system has no class ") + name);
+  if (!found) throw Error(std::string("This system has no class ") + name + ".");
   return found;
 }
 

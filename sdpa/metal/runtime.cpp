@@ -38,7 +38,7 @@ struct ObjectiveC {
 
   void* symbol(const char* name) const {
     void* found = dlsym(library, name);
-    if (!found) throw Error(std::string("the Objective-C runtime of this system has no ") + name);
+    if (!found) throw Error(std::string("The Objective-C runtime of this system has no ") + name + ".");
     return found;
   }
 
@@ -50,7 +50,7 @@ struct ObjectiveC {
 
 void* open_library(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_LOCAL);
-  if (!library) throw Error("there is no Objective-C runtime on this system");
+  if (!library) throw Error("There is no Objective-C runtime on this system.");
   return library;
 }
 

@@ -50,8 +50,8 @@ TEST_F(AppleRuntime, ReachesMetal) {
   ASSERT_NE(metal, nullptr);
   const auto device = call<Ref<MTLDevice>, "MTLCreateSystemDefaultDevice">(metal);
   EXPECT_EQ(text_of(send<Handle<NSString>>(device, "name"_sel)), "Apple M4");
-  EXPECT_TRUE(responds(device, "architecture"_sel));
-  EXPECT_FALSE(runtime().responds(device.id(), runtime().selector("architectur")));
+  EXPECT_TRUE(responds(device, "maxBufferLength"_sel));
+  EXPECT_FALSE(runtime().responds(device.id(), runtime().selector("maxBufferLengt")));
   EXPECT_EQ(runtime().framework("/System/Library/Frameworks/Other.framework/Other"), nullptr);
   EXPECT_EQ(runtime().function(metal, "MTLCreateOther", "@"), nullptr);
 }
@@ -85,7 +85,7 @@ TEST(AppleRuntimeMissing, SaysWhichFunctionIsNotThere) {
     open_apple_runtime({.root = SDPA_EMPTY_ROOT});
     FAIL() << "a runtime was found";
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "the Objective-C runtime of this system has no objc_getClass");
+    EXPECT_STREQ(error.what(), "The Objective-C runtime of this system has no objc_getClass.");
   }
 }
 

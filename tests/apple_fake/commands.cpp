@@ -3,15 +3,13 @@
 #include <exception>
 #include <future>
 #include <mutex>
-#include <numeric>
 
 #include "tests/apple_fake/metal.h"
 
 namespace sdpa::apple_fake {
 namespace {
 
-constexpr std::size_t kMaxInlineBytes = 4096;      // of setBytes
-constexpr std::size_t kThreadgroupAlignment = 16;  // of setThreadgroupMemoryLength
+constexpr std::size_t kMaxInlineBytes = 4096;  // of setBytes
 
 enum Status : NSUInteger { kNotEnqueued = 0, kCommitted = 2, kCompleted = 4, kFailed = 5 };
 
@@ -80,10 +78,9 @@ void check_dispatch(const Launch& launch, const KernelInfo& kernel, const GpuMod
     runtime.fail(current_message() + ": " + std::to_string(threads) +
                  " threads in a threadgroup, the pipeline allows " + std::to_string(limit));
   }
-  const std::size_t bytes = std::accumulate(
-      launch.threadgroup_bytes.begin(), launch.threadgroup_bytes.end(), kernel.threadgroup_bytes);
-  if (bytes > model.max_threadgroup_bytes) {
-    runtime.fail(current_message() + ": " + std::to_string(bytes) + " bytes of threadgroup memory");
+  if (kernel.threadgroup_bytes > model.max_threadgroup_bytes) {
+    runtime.fail(current_message() + ": " + std::to_string(kernel.threadgroup_bytes) +
+                 " bytes of threadgroup memory");
   }
 }
 
@@ -157,15 +154,6 @@ struct Encoder : Body {
     auto copy = std::make_shared<std::vector<std::byte>>(from, from + count);
     next.launch.buffers[index] = {copy->data(), count};
     next.inline_bytes.push_back(std::move(copy));
-  }
-
-  void set_threadgroup_bytes(NSUInteger bytes, NSUInteger index) {
-    require_slot(index);
-    if (bytes % kThreadgroupAlignment != 0) {
-      owner->runtime.fail(current_message() + ": " + std::to_string(bytes) +
-                          " is no multiple of 16 bytes");
-    }
-    next.launch.threadgroup_bytes[index] = bytes;
   }
 
   void dispatch(apple::MTLSize grid, apple::MTLSize group) {
@@ -260,7 +248,6 @@ void install_commands(FakeRuntime& runtime) {
       .on<"setComputePipelineState:", &Encoder::set_pipeline>()
       .on<"setBuffer:offset:atIndex:", &Encoder::set_buffer>()
       .on<"setBytes:length:atIndex:", &Encoder::set_bytes>()
-      .on<"setThreadgroupMemoryLength:atIndex:", &Encoder::set_threadgroup_bytes>()
       .on<"dispatchThreadgroups:threadsPerThreadgroup:", &Encoder::dispatch>()
       .on<"endEncoding", &Encoder::end>();
 }

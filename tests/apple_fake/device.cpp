@@ -43,10 +43,6 @@ struct Library : Body {
   }
 };
 
-struct Architecture : Body {
-  Made name() { return make<String>("NSString", current_gpu().model.architecture); }
-};
-
 /// The newest language of a macOS: major version in the upper half.
 NSUInteger newest_language(int macos) {
   if (macos >= 26) return 4 << 16;
@@ -79,8 +75,6 @@ struct Device : Body {
 
   Made name() { return make<String>("NSString", gpu.model.name); }
 
-  Made architecture() { return make<Architecture>("MTLArchitecture"); }
-
   bool supports(NSInteger family) {
     return family > kAppleFamilyBase && family <= kAppleFamilyBase + gpu.model.apple_family;
   }
@@ -92,6 +86,7 @@ struct Device : Body {
   Made new_queue() { return gpu.faults.no_queue ? Made{} : make_queue(); }
 
   Made new_library(In<String> source, Maybe<CompileOptions> options, apple::Id* error) {
+    if (gpu.faults.raises) throw NSException();
     std::string reason = check_options(options.get());
     if (reason.empty()) reason = gpu.faults.compile_error;
     CompiledSource compiled;
@@ -115,14 +110,6 @@ struct Device : Body {
   Made new_buffer(NSUInteger bytes, NSUInteger) {
     if (!has_room(gpu, bytes)) return {};
     return make<Buffer>("MTLBuffer", gpu, bytes);
-  }
-
-  Made copy_buffer(const void* from, NSUInteger bytes, NSUInteger options) {
-    const Made made = new_buffer(bytes, options);
-    if (!made.object) return made;
-    std::memcpy(body_of<Buffer>(made.object, "buffer")->data, from, bytes);
-    ++gpu.copied_buffers;
-    return made;
   }
 
   Made share_pages(void* pages, NSUInteger bytes, NSUInteger, apple::Block) {
@@ -161,7 +148,6 @@ void install_device(FakeRuntime& runtime) {
   runtime.add_function("MTLCreateSystemDefaultDevice", reinterpret_cast<void*>(&create_device));
   define<"MTLDevice">(runtime)
       .on<"name", &Device::name>()
-      .on<"architecture", &Device::architecture>()
       .on<"supportsFamily:", &Device::supports>()
       .on<"maxBufferLength", &Device::max_buffer>()
       .on<"maxThreadgroupMemoryLength", &Device::max_threadgroup_memory>()
@@ -169,9 +155,7 @@ void install_device(FakeRuntime& runtime) {
       .on<"newLibraryWithSource:options:error:", &Device::new_library>()
       .on<"newComputePipelineStateWithFunction:error:", &Device::new_pipeline>()
       .on<"newBufferWithLength:options:", &Device::new_buffer>()
-      .on<"newBufferWithBytes:length:options:", &Device::copy_buffer>()
       .on<"newBufferWithBytesNoCopy:length:options:deallocator:", &Device::share_pages>();
-  define<"MTLArchitecture">(runtime).on<"name", &Architecture::name>();
   define<"MTLCompileOptions">(runtime)
       .on<"new", &make_new<CompileOptions>>()
       .on<"setLanguageVersion:", &CompileOptions::set_language>()
@@ -180,9 +164,7 @@ void install_device(FakeRuntime& runtime) {
   define<"MTLLibrary">(runtime).on<"newFunctionWithName:", &Library::function>();
   define<"MTLFunction">(runtime);
   define<"MTLComputePipelineState">(runtime)
-      .on<"maxTotalThreadsPerThreadgroup", &PipelineState::max_threads>()
-      .on<"threadExecutionWidth", &PipelineState::lanes>()
-      .on<"staticThreadgroupMemoryLength", &PipelineState::threadgroup_bytes>();
+      .on<"maxTotalThreadsPerThreadgroup", &PipelineState::max_threads>();
   define<"MTLBuffer">(runtime).on<"contents", &Buffer::contents>().on<"length", &Buffer::length>();
 }
 

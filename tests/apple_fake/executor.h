@@ -27,7 +27,6 @@ struct Launch {
   apple::MTLSize grid;   // in threadgroups
   apple::MTLSize group;  // in threads
   std::array<BoundBuffer, kArgumentSlots> buffers;
-  std::array<std::size_t, kArgumentSlots> threadgroup_bytes{};
 };
 
 /// What a kernel wants at one index of the argument table.

@@ -14,7 +14,6 @@ namespace sdpa::apple_fake {
 /// The GPU that the fake plays.
 struct GpuModel {
   std::string name = "Apple M4";
-  std::string architecture = "applegpu_g16g";
   apple::NSInteger apple_family = 9;  // Apple7 is M1, Apple8 M2, Apple9 M3 and M4
   std::size_t max_buffer_bytes = std::size_t{8} << 30;
   std::size_t max_threadgroup_bytes = 32 << 10;
@@ -28,6 +27,7 @@ struct GpuFaults {
   bool no_command_buffer = false;
   bool no_encoder = false;
   bool no_sharing = false;        // memory of the host is refused
+  bool raises = false;            // an exception of Objective-C where a library is asked for
   std::string compile_error;      // of every library
   std::string pipeline_error;     // of every pipeline
   std::size_t memory_bytes = -1;  // all buffers together; past it there is no more memory
@@ -36,6 +36,9 @@ struct GpuFaults {
 };
 
 inline constexpr apple::NSInteger kOutOfMemoryCode = 8;  // MTLCommandBufferErrorOutOfMemory
+
+/// Stands for an exception of Objective-C: C++ can catch it, but not look into it.
+struct NSException {};
 
 /// The GPU's state, shared by all objects that the fake Metal makes.
 struct FakeGpu {
@@ -48,7 +51,6 @@ struct FakeGpu {
   std::atomic<int> pipelines{0};
   std::atomic<int> dispatches{0};
   std::atomic<int> shared_buffers{0};
-  std::atomic<int> copied_buffers{0};
   std::atomic<std::size_t> allocated_bytes{0};
 };
 

@@ -31,7 +31,7 @@ ClassInfo* info_of(Id cls) {
 
 /// As in Metal, where all but a few names are protocols.
 bool is_protocol(std::string_view name) {
-  return name.starts_with("MTL") && name != "MTLCompileOptions" && name != "MTLArchitecture";
+  return name.starts_with("MTL") && name != "MTLCompileOptions";
 }
 
 struct Description {

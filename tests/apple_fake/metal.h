@@ -40,10 +40,6 @@ struct PipelineState : Body {
   explicit PipelineState(KernelInfo info) : kernel(std::move(info)) {}
 
   NSUInteger max_threads() { return kernel.max_threads; }
-
-  NSUInteger lanes() { return 32; }
-
-  NSUInteger threadgroup_bytes() { return kernel.threadgroup_bytes; }
 };
 
 /// -[MTLDevice newCommandQueue].

@@ -52,7 +52,7 @@ TEST(Runtime, SaysWhyThereIsNone) {
     open_apple_runtime({.root = "/nowhere"});
     FAIL() << "a runtime was found";
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "there is no Objective-C runtime on this system");
+    EXPECT_STREQ(error.what(), "There is no Objective-C runtime on this system.");
   }
 }
 
