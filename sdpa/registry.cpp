@@ -5,11 +5,13 @@
 #include <array>
 
 #include "sdpa/cpu/backend.h"
+#include "sdpa/metal/backend.h"
 
 namespace sdpa {
 
 std::span<const Backend* const> backends() {
-  static const std::array<const Backend*, 1> list{&cpu::backend()};
+  static const std::array<const Backend*, 3> list{&metal::backend(), &metal::proto_backend(),
+                                                  &cpu::backend()};
   return list;
 }
 
