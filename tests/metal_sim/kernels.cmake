@@ -10,10 +10,12 @@ set(METAL_SIM_MSL ${CMAKE_CURRENT_BINARY_DIR}/msl CACHE INTERNAL "")
 
 # Lanes run on stacks that the sanitizers do not know, so simulated code goes without them. What a
 # program tests with a sanitizer is its host code.
+set(common -O2 -fno-sanitize=all -ftls-model=initial-exec -fvisibility-inlines-hidden
+    -fno-semantic-interposition)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  set(METAL_SIM_CODE_OPTIONS -O2 -fno-sanitize=all -mavx2 -mf16c -mfma CACHE INTERNAL "")
+  set(METAL_SIM_CODE_OPTIONS ${common} -mavx2 -mf16c -mfma CACHE INTERNAL "")
 else()
-  set(METAL_SIM_CODE_OPTIONS -O2 -fno-sanitize=all CACHE INTERNAL "")
+  set(METAL_SIM_CODE_OPTIONS ${common} CACHE INTERNAL "")
 endif()
 
 # Every load and store becomes a call (see hooks.cpp); what is not initialised holds a pattern; and
@@ -50,7 +52,7 @@ function(metal_sim_kernels target)
                                ${METAL_SIM_DIR}/hooks.cpp)
   set_source_files_properties(${CMAKE_CURRENT_BINARY_DIR}/${target}_entries.cpp PROPERTIES
     COMPILE_OPTIONS "${METAL_SIM_KERNEL_OPTIONS}")
-  target_compile_options(${target} PRIVATE ${METAL_SIM_CODE_OPTIONS})
+  target_compile_options(${target} PRIVATE ${METAL_SIM_CODE_OPTIONS} -fvisibility=hidden)
   target_include_directories(${target} PRIVATE ${METAL_SIM_MSL} ${CMAKE_CURRENT_SOURCE_DIR}
                                                ${arg_INCLUDE})
   target_link_libraries(${target} PRIVATE metal_sim)

@@ -58,8 +58,8 @@ struct Lane {
   void* context = nullptr;  // the suspended fibre
 };
 
-extern thread_local Lane* current_lane __attribute__((tls_model("initial-exec")));
-extern thread_local Counters* current_counters __attribute__((tls_model("initial-exec")));
+extern thread_local Lane* current_lane;
+extern thread_local Counters* current_counters;
 
 /// Stops the running lane at a collective and returns when it has been carried out.
 void collective(Stop stop, Site site, void* argument, Apply apply, uint8_t fence = kFenceNone);

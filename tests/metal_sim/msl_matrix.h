@@ -17,7 +17,7 @@ class simdgroup_matrix {
   static_assert(Columns == 8 && Rows == 8, "Metal has 8 x 8 matrices only");
 
   /// Not a number until something is stored, as a register may hold anything.
-  MSL_UNCHECKED simdgroup_matrix() : elements_(numeric_limits<T>::quiet_NaN()) {}
+  simdgroup_matrix() : elements_(numeric_limits<T>::quiet_NaN()) {}
 
   /// A diagonal matrix.
   MSL_UNCHECKED explicit simdgroup_matrix(T diagonal) {
@@ -33,12 +33,31 @@ class simdgroup_matrix {
   vec<T, 2> elements_;
 };
 
+/// A matrix's two elements, for code that goes unchecked and must call nothing that is checked.
+template <class T>
+MSL_UNCHECKED inline T* raw_elements(simdgroup_matrix<T>& matrix) {
+  return reinterpret_cast<T*>(&matrix);
+}
+
+template <class T>
+MSL_UNCHECKED inline const T* raw_elements(const simdgroup_matrix<T>& matrix) {
+  return reinterpret_cast<const T*>(&matrix);
+}
+
+template <class T>
+MSL_UNCHECKED inline float widen(const T& value) {
+  if constexpr (std::is_same_v<T, bfloat>)
+    return std::bit_cast<float>(uint32_t(std::bit_cast<uint16_t>(value)) << 16);
+  else
+    return float(value);
+}
+
 typedef simdgroup_matrix<float> simdgroup_float8x8;
 typedef simdgroup_matrix<half> simdgroup_half8x8;
 typedef simdgroup_matrix<bfloat> simdgroup_bfloat8x8;
 
 template <class T, int Columns = 8, int Rows = 8>
-MSL_UNCHECKED simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T value) {
+simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T value) {
   simdgroup_matrix<T, Columns, Rows> result;
   result.thread_elements() = vec<T, 2>(value);
   return result;
@@ -52,12 +71,12 @@ MSL_UNCHECKED void simdgroup_multiply_accumulate(simdgroup_matrix<D>& d,
                                                  const simdgroup_matrix<C>& c, MSL_SITE) {
   sim::Fragments fragments;
   for (int i = 0; i < 2; i++) {
-    fragments.a[i] = float(a.thread_elements()[i]);
-    fragments.b[i] = float(b.thread_elements()[i]);
-    fragments.c[i] = float(c.thread_elements()[i]);
+    fragments.a[i] = widen(raw_elements(a)[i]);
+    fragments.b[i] = widen(raw_elements(b)[i]);
+    fragments.c[i] = widen(raw_elements(c)[i]);
   }
   sim::multiply_matrices(fragments, site);
-  for (int i = 0; i < 2; i++) d.thread_elements()[i] = D(fragments.c[i]);
+  for (int i = 0; i < 2; i++) raw_elements(d)[i] = D(fragments.c[i]);
 }
 
 template <class D, class A, class B>
@@ -93,8 +112,8 @@ MSL_UNCHECKED void simdgroup_load(simdgroup_matrix<T>& matrix, const T* source,
     sim::check_load(first, sizeof(T));
     sim::check_load(first + offsets.step, sizeof(T));
   }
-  matrix.thread_elements()[0] = first[0];
-  matrix.thread_elements()[1] = first[offsets.step];
+  raw_elements(matrix)[0] = first[0];
+  raw_elements(matrix)[1] = first[offsets.step];
 }
 
 template <class T>
@@ -110,8 +129,8 @@ MSL_UNCHECKED void simdgroup_store(const simdgroup_matrix<T>& matrix, T* target,
     sim::check_store(first, sizeof(T));
     sim::check_store(first + offsets.step, sizeof(T));
   }
-  first[0] = matrix.thread_elements()[0];
-  first[offsets.step] = matrix.thread_elements()[1];
+  first[0] = raw_elements(matrix)[0];
+  first[offsets.step] = raw_elements(matrix)[1];
 }
 
 }  // namespace metal

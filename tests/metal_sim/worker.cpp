@@ -18,7 +18,6 @@ thread_local Worker* current_worker = nullptr;
 
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024, kStackStride = kStackBytes + kPage;
 // The tops of all stacks would otherwise share one set of the first-level cache.
 constexpr size_t kStagger = 128;
 
@@ -113,14 +112,12 @@ void Worker::begin(const Launch& launch) {
   fault_.clear();
   threadgroup_.clear();
   make_fibres(int(volume(launch.group) + kSimdWidth - 1) / kSimdWidth * kSimdWidth);
-  current_worker = this;
 }
 
 void Worker::end() {
   counters_.threadgroup_memory = threadgroup_.used_bytes();
   counters_.matrix_loads /= kSimdWidth;
   counters_.matrix_stores /= kSimdWidth;
-  current_worker = nullptr;
 }
 
 bool Worker::run_threadgroup(uint64_t index) {
@@ -133,8 +130,10 @@ bool Worker::run_threadgroup(uint64_t index) {
   simdgroup_times_ = {};
   const int simdgroups = place_threadgroup(index);
   shuffle_orders();
+  current_worker = this;
   current_counters = &counters_;
   schedule(simdgroups);
+  current_worker = nullptr;
   current_counters = nullptr;
   current_lane = nullptr;
   if (!fault_.empty()) fibres_ = 0;  // some are stuck in the middle
@@ -249,6 +248,7 @@ Lane* Worker::enter_next_lane() {
   current_lane = &phase_lanes_[*next_lane_++];
   device_view_.me = (device_view_.me & ~kLaneMask) | current_lane->index;
   threadgroup_view_.me = device_view_.me;
+  stack_ = stacks_ + current_lane->index * kStackStride;
   return current_lane;
 }
 
@@ -331,22 +331,22 @@ void Worker::abandon(std::string fault) {
   __builtin_unreachable();
 }
 
-void Worker::load(const void* address, size_t bytes) {
-  if (!current_lane) return;
+inline void Worker::load(const void* address, size_t bytes) {
+  if (is_private(address)) return;
   Verdict verdict;
   if (threadgroup_.contains(address)) {
     counters_.threadgroup_bytes_read += bytes;
     verdict = threadgroup_.load(address, bytes, threadgroup_view_, launch_->threadgroup_races);
   } else if (launch_->device->contains(address)) {
     verdict = launch_->device->load(address, bytes, device_view_, launch_->device_races, counters_);
-  } else if (!is_private(address) && !is_static_data(address)) {
+  } else if (!is_static_data(address)) {
     abandon(stray_text("load", address, bytes));
   }
   if (!verdict.is_fine()) abandon_access(verdict, address, bytes);
 }
 
-void Worker::store(const void* address, size_t bytes) {
-  if (!current_lane) return;
+inline void Worker::store(const void* address, size_t bytes) {
+  if (is_private(address)) return;
   Verdict verdict;
   if (threadgroup_.contains(address)) {
     counters_.threadgroup_bytes_written += bytes;
@@ -354,7 +354,7 @@ void Worker::store(const void* address, size_t bytes) {
   } else if (launch_->device->contains(address)) {
     verdict =
         launch_->device->store(address, bytes, device_view_, launch_->device_races, counters_);
-  } else if (!is_private(address)) {
+  } else {
     abandon(stray_text("store", address, bytes));
   }
   if (!verdict.is_fine()) abandon_access(verdict, address, bytes);
@@ -365,12 +365,6 @@ void Worker::abandon_access(const Verdict& verdict, const void* address, size_t 
                                ? threadgroup_.describe(verdict.problem, address, bytes)
                                : launch_->device->describe(verdict.problem, address, bytes);
   abandon(text + past_text(verdict, device_view_.me));
-}
-
-// In the running lane's stack?
-bool Worker::is_private(const void* address) const {
-  const auto at = size_t(static_cast<const uint8_t*>(address) - stacks_);
-  return at / kStackStride == current_lane->index;
 }
 
 // A pointer that leads neither to a buffer, nor to threadgroup, private or constant memory.

@@ -14,6 +14,7 @@
 #include "counters.h"
 #include "device_memory.h"
 #include "lane.h"
+#include "mapping.h"
 #include "threadgroup_memory.h"
 
 namespace sim {
@@ -65,6 +66,7 @@ class Worker {
  private:
   static constexpr int kMaxLanes = kMaxThreads, kMaxSimdgroups = kMaxLanes / kSimdWidth;
   static constexpr int kOrders = 16;
+  static constexpr size_t kStackBytes = 128 * 1024, kStackStride = kStackBytes + kPage;
   enum class State : uint8_t { kReady, kAtBarrier, kDone };
   /// The order in which a phase runs the lanes of a SIMD group, ended by kNoLane.
   using Order = std::array<uint8_t, kSimdWidth + 1>;
@@ -88,14 +90,20 @@ class Worker {
   void record(std::string fault);
   std::string place_text(const Lane& lane) const;
   std::string stray_text(const char* access, const void* address, size_t bytes) const;
-  bool is_private(const void* address) const;
+
+  // In the running lane's stack?
+  bool is_private(const void* address) const {
+    return size_t(static_cast<const uint8_t*>(address) - stack_) < kStackStride;
+  }
+
   [[noreturn]] void abandon_access(const Verdict& verdict, const void* address, size_t bytes);
   int active_lanes(int simdgroup) const;
 
   const Launch* launch_ = nullptr;
   std::unique_ptr<Lane[]> lanes_;
   uint8_t* stacks_;
-  int fibres_ = 0;  // how many lanes have a context
+  uint8_t* stack_ = nullptr;  // the running lane's
+  int fibres_ = 0;            // how many lanes have a context
   int lane_count_ = 0;
   void* scheduler_ = nullptr;           // its context, while a lane runs
   const uint8_t* next_lane_ = nullptr;  // of the phase under way
@@ -119,6 +127,6 @@ class Worker {
   std::string fault_;
 };
 
-extern thread_local Worker* current_worker __attribute__((tls_model("initial-exec")));
+extern thread_local Worker* current_worker;
 
 }  // namespace sim
