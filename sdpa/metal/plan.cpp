@@ -27,7 +27,8 @@ constexpr int kMaxTwoResults = 16;  ///< fragments of each of two results
 constexpr int kFullTile = 4;        ///< 32 rows
 constexpr int kWideResult = 16;     ///< results wider than this get half the tile
 constexpr int kDirectFamily = 9;  ///< Apple9: registers, threadgroup memory and cache share a pool
-constexpr std::int64_t kGroupsToFill = 16;             ///< SIMD groups a core needs to hide latency
+constexpr std::int64_t kGroupsToFill = 16;  ///< SIMD groups a core needs to hide latency
+constexpr std::int64_t kShortRow = 128;     ///< keys up to which delta is computed exactly
 constexpr std::int64_t kOpen = std::int64_t{1} << 40;  ///< the open side of a window
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -133,6 +134,7 @@ struct Width {
 };
 
 Width width_of(const std::string& kernel, const Problem& s) {
+  if (kernel == "grad_mask" || kernel == "delta_of_scores") return {1, kMaxOneResult};
   if (kernel == "grad_query") return {fragments(s.qk_dim), kMaxOneResult};
   if (kernel == "grad_key_value")
     return {std::max(fragments(s.qk_dim), fragments(s.v_dim)), kMaxTwoResults};
@@ -264,14 +266,28 @@ Role spare_mask(const Problem& s) { return or_spare(s.mask != MaskKind::kNone, R
 
 Role spare_classes(const Problem& s) { return or_spare(s.mask != MaskKind::kNone, Role::kClasses); }
 
-void add_delta(Plan& plan, const Problem& s, const BackwardTensors& t, const DeviceInfo& device) {
+/// Whether delta must come from the probabilities: see delta.h.
+bool needs_exact_delta(const Problem& s) {
+  return s.dtype != DType::kFloat32 && s.kv_len <= kShortRow;
+}
+
+void add_delta(Plan& plan, const Problem& s, const BackwardTensors& t, const DeviceInfo& device,
+               int classes) {
   plan.scratch.push_back({Role::kDelta, s.batch * s.q_heads * s.q_len * 4});
-  const Specialization spec =
-      plain("delta_of_rows", s, groups_of(device), t.grad_lse.is_present() ? kGradLse : 0);
-  plan.dispatches.push_back(launch(
-      spec, {.x = ceil_div(s.q_len, spec.groups), .y = s.q_heads, .z = s.batch},
-      {Role::kOut, Role::kGradOut, or_spare(t.grad_lse.is_present(), Role::kGradLse, Role::kLse),
-       Role::kLse, Role::kDelta, Role::kParams}));
+  const int features = t.grad_lse.is_present() ? kGradLse : 0;
+  const Role grad_lse = or_spare(t.grad_lse.is_present(), Role::kGradLse, Role::kLse);
+  if (needs_exact_delta(s)) {
+    const Specialization spec = specialize("delta_of_scores", s, device, features | classes);
+    plan.dispatches.push_back(
+        launch(spec, {.x = ceil_div(s.q_len, spec.groups * kSide), .y = s.q_heads, .z = s.batch},
+               {Role::kQuery, Role::kKey, Role::kValue, Role::kGradOut, Role::kLse, grad_lse,
+                spare_mask(s), spare_classes(s), Role::kDelta, Role::kParams, Role::kScalars}));
+    return;
+  }
+  const Specialization spec = plain("delta_of_rows", s, groups_of(device), features);
+  plan.dispatches.push_back(
+      launch(spec, {.x = ceil_div(s.q_len, spec.groups), .y = s.q_heads, .z = s.batch},
+             {Role::kOut, Role::kGradOut, grad_lse, Role::kLse, Role::kDelta, Role::kParams}));
 }
 
 void add_grad_query(Plan& plan, const Problem& s, const DeviceInfo& device, int classes) {
@@ -419,7 +435,7 @@ Plan plan_backward(const Problem& s, const BackwardTensors& t, const DeviceInfo&
   p.grad_mask = mask_strides(t.grad_mask);
   p.grad_sinks_stride = t.grad_sinks.strides[1];
   const int classes = add_classes(plan, s);
-  add_delta(plan, s, t, device);
+  add_delta(plan, s, t, device, classes);
   if (t.grad_query.is_present()) add_grad_query(plan, s, device, classes);
   if (t.grad_key.is_present() || t.grad_value.is_present())
     add_grad_key_value(plan, s, t, device, classes);

@@ -159,7 +159,8 @@ def parse_instances(text: str) -> list[Instance]:
         if expression != again.strip():
             raise SourceError(f"{name}: decltype({expression}) is not the type of {again.strip()}")
         host_name = re.sub(r'"\s*"', "", name)  # adjacent literals
-        instances.append(Instance(host_name, re.split(r"\s*<", expression)[0], expression))
+        function = re.split(r"\s*<", expression)[0].rpartition("::")[2]
+        instances.append(Instance(host_name, function, expression))
     return instances
 
 

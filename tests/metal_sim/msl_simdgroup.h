@@ -61,6 +61,13 @@ struct Multiply {
   }
 };
 
+struct Or {
+  template <class T>
+  MSL_UNCHECKED T operator()(T a, T b) const {
+    return T(a | b);
+  }
+};
+
 struct Larger {
   template <class T>
   MSL_UNCHECKED T operator()(T a, T b) const {
@@ -83,6 +90,11 @@ MSL_UNCHECKED T simd_sum(T value, MSL_SITE) {
 template <class T>
 MSL_UNCHECKED T simd_product(T value, MSL_SITE) {
   return fold_lanes(value, Multiply(), site);
+}
+
+template <class T>
+MSL_UNCHECKED T simd_or(T value, MSL_SITE) {
+  return fold_lanes(value, Or(), site);
 }
 
 template <class T>

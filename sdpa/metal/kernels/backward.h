@@ -3,7 +3,7 @@
 
 // Backward, from the LSE that the forward pass left:
 //
-//   delta = rowsum(dO O) - dLSE                                         one SIMD group a row
+//   delta = rowsum(dO O) - dLSE                                         delta.h
 //   P  = exp2(S - LSE);  dP = dropout(dO V^T);  dS = P (dP - delta)
 //   dQ = scale dS' K        dS' = dS times the slope of the soft cap
 //   dK = scale dS'^T Q;  dV = dropout(P)^T dO
@@ -19,31 +19,6 @@
 #include "sdpa/metal/kernels/forward.h"
 
 namespace sdpa {
-
-/// delta, for each query. Grid (ceil(q_len / groups), q_heads, batch).
-template <typename S>
-[[kernel]] void delta_of_rows(const device typename S::Element* out [[buffer(0)]],
-                              const device typename S::Element* grad_out [[buffer(1)]],
-                              const device float* grad_lse [[buffer(2)]],
-                              const device float* lse [[buffer(3)]],
-                              device float* delta [[buffer(4)]],
-                              constant AttentionParams& p [[buffer(5)]],
-                              uint3 group [[threadgroup_position_in_grid]],
-                              uint simd_group [[simdgroup_index_in_threadgroup]],
-                              uint lane [[thread_index_in_simdgroup]]) {
-  const long row = long(group.x) * S::groups() + simd_group;
-  if (row >= p.q_len) return;
-  const long head = group.y, batch = group.z;
-  const device typename S::Element* o = out + offset(p.out, batch, head, row);
-  const device typename S::Element* go = grad_out + offset(p.grad_out, batch, head, row);
-  float sum = 0;
-  for (int d = int(lane); d < p.v_dim; d += kFlashLanes) sum += float(o[d]) * float(go[d]);
-  sum = simd_sum(sum);
-  if (S::has(kGradLse)) sum -= grad_lse[offset(p.grad_lse, batch, head, row)];
-  if (lane != 0) return;
-  const bool saw_nothing = lse[offset(p.lse, batch, head, row)] == -INFINITY;
-  delta[(batch * p.q_heads + head) * p.q_len + row] = saw_nothing ? 0.0f : sum;
-}
 
 /// The tensors of the backward pass.
 template <typename S>
@@ -65,14 +40,26 @@ struct RowStatistics {
 };
 
 template <typename S>
+METAL_FUNC float lse_of(thread const BackwardInputs<S>& in, constant AttentionParams& p, long batch,
+                        long head, long row) {
+  const float lse = in.lse[offset(p.lse, batch, head, row)];
+  return lse == -INFINITY ? INFINITY : lse * kLog2OfE;
+}
+
+template <typename S>
+METAL_FUNC float delta_of(thread const BackwardInputs<S>& in, constant AttentionParams& p,
+                          long batch, long head, long row) {
+  return in.delta[(batch * p.q_heads + head) * p.q_len + row];
+}
+
+template <typename S>
 METAL_FUNC RowStatistics statistics_of(thread const BackwardInputs<S>& in,
                                        constant AttentionParams& p, long batch, long head,
                                        long row) {
-  RowStatistics row_statistics;
-  const float lse = in.lse[offset(p.lse, batch, head, row)];
-  row_statistics.lse = lse == -INFINITY ? INFINITY : lse * kLog2OfE;
-  row_statistics.delta = in.delta[(batch * p.q_heads + head) * p.q_len + row];
-  return row_statistics;
+  RowStatistics statistics;
+  statistics.lse = lse_of<S>(in, p, batch, head, row);
+  statistics.delta = delta_of<S>(in, p, batch, head, row);
+  return statistics;
 }
 
 /// dS of one pair; a pair that is not seen has none, whatever dP is.
@@ -95,7 +82,7 @@ METAL_FUNC void start_query_walk(thread QueryWalk<S>& walk, thread const Backwar
                int(p.qk_dim), at);
   cache_row<S>(walk.grad_out, in.grad_out + offset(p.grad_out, rows.batch, rows.head, rows.row),
                S::v(), int(p.v_dim), at);
-  walk.row = statistics_of<S>(in, p, rows.batch, rows.head, rows.row);
+  walk.row.lse = lse_of<S>(in, p, rows.batch, rows.head, rows.row);
 }
 
 /// dS of one tile of keys (`grads`), and the slopes of the soft cap (`slopes`, where there is one).
@@ -127,9 +114,9 @@ METAL_FUNC uint grad_tile(thread Fragment* grads, thread Fragment* slopes,
   for (int j = 0; j < S::tile(); ++j) {
     const Fragment probability =
         Fragment(exp2(scores[j].x - walk.row.lse), exp2(scores[j].y - walk.row.lse));
-    grads[j] = Fragment(
-        grad_score(scores[j].x, probability.x, grads[j].x * rescale, walk.row.delta),
-        grad_score(scores[j].y, probability.y, grads[j].y * rescale, walk.row.delta));
+    grads[j] =
+        Fragment(grad_score(scores[j].x, probability.x, grads[j].x * rescale, walk.row.delta),
+                 grad_score(scores[j].y, probability.y, grads[j].y * rescale, walk.row.delta));
   }
   return seen;
 }
@@ -141,8 +128,7 @@ METAL_FUNC void add_grad_query(thread Fragment* sums, thread const QueryWalk<S>&
                                constant AttentionScalars& r, Rows rows, Tile<Pointer> keys,
                                Tile<Pointer> values, long key, int kind, int first, Place at) {
   Fragment grads[S::kTile], slopes[S::kTile];
-  const uint seen =
-      grad_tile<S>(grads, slopes, walk, in, p, r, rows, keys, values, key, kind, at);
+  const uint seen = grad_tile<S>(grads, slopes, walk, in, p, r, rows, keys, values, key, kind, at);
   if (seen == 0) return;
   if (S::has(kSoftcap)) {
     SDPA_UNROLL
@@ -153,29 +139,23 @@ METAL_FUNC void add_grad_query(thread Fragment* sums, thread const QueryWalk<S>&
 
 /// dQ. Grid (tiles of queries, q_heads * chunks, batch).
 template <typename S>
-[[kernel]] void grad_query(const device typename S::Element* q [[buffer(0)]],
-                           const device typename S::Element* k [[buffer(1)]],
-                           const device typename S::Element* v [[buffer(2)]],
-                           const device typename S::Element* grad_out [[buffer(3)]],
-                           const device float* lse [[buffer(4)]],
-                           const device float* delta [[buffer(5)]],
-                           const device uchar* mask [[buffer(6)]],
-                           const device uchar* classes [[buffer(7)]],
-                           device typename S::Element* grad_q [[buffer(8)]],
-                           constant AttentionParams& p [[buffer(9)]],
-                           constant AttentionScalars& r [[buffer(10)]],
-                           uint3 group [[threadgroup_position_in_grid]],
-                           uint simd_group [[simdgroup_index_in_threadgroup]],
-                           uint lane [[thread_index_in_simdgroup]]) {
-  TG_ARRAY(typename S::Element, key_tile, [S::kStagedQk]);
-  TG_ARRAY(typename S::Element, value_tile, [S::kStagedV]);
+[[kernel]] void grad_query(
+    const device typename S::Element* q [[buffer(0)]],
+    const device typename S::Element* k [[buffer(1)]],
+    const device typename S::Element* v [[buffer(2)]],
+    const device typename S::Element* grad_out [[buffer(3)]], const device float* lse [[buffer(4)]],
+    const device float* delta [[buffer(5)]], const device uchar* mask [[buffer(6)]],
+    const device uchar* classes [[buffer(7)]], device typename S::Element* grad_q [[buffer(8)]],
+    constant AttentionParams& p [[buffer(9)]], constant AttentionScalars& r [[buffer(10)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint simd_group [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+  TG_ARRAY(typename S::Element, tiles, [S::kStagedElements]);
   const Place at = place_of(lane);
   const long head = group.y / S::chunks();
   const int first = int(group.y % S::chunks()) * S::out_qk();
   const long group_query = long(group.x) * S::groups() * kSide;
   const long last_group_query = smaller(group_query + S::groups() * kSide, p.q_len) - 1;
-  const Rows rows =
-      rows_of_head(p, group.z, head, group_query + long(simd_group) * kSide, at);
+  const Rows rows = rows_of_head(p, group.z, head, group_query + long(simd_group) * kSide, at);
   const bool has_rows = rows.query < p.q_len;
   BackwardInputs<S> in;
   in.q = q;
@@ -188,13 +168,13 @@ template <typename S>
   in.classes = classes;
   QueryWalk<S> walk;
   start_query_walk<S>(walk, in, p, rows, at);
+  walk.row.delta = delta_of<S>(in, p, rows.batch, rows.head, rows.row);
   Fragment sums[S::kOutQk];
   clear(sums, S::out_qk());
 
   const int step = S::tile() * kSide;
-  const KeyRange range = S::has(kStaged) || !has_rows
-                             ? keys_of<S>(p, group_query, last_group_query)
-                             : keys_of<S>(p, rows.query, rows.last_query);
+  const KeyRange range = S::has(kStaged) || !has_rows ? keys_of<S>(p, group_query, last_group_query)
+                                                      : keys_of<S>(p, rows.query, rows.last_query);
   for (long key = range.first / step * step; key < range.last; key += step) {
     const Block block = block_of(rows.query, rows.last_query, key, step);
     const int kind = has_rows ? classify_block<S>(p, classes, rows.batch, head, block) : int(kSkip);
@@ -207,8 +187,9 @@ template <typename S>
       if (classify_block<S>(p, classes, rows.batch, head, all) == kSkip) continue;
       const uint thread_index = simd_group * kFlashLanes + lane;
       threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
-      const auto near_keys = stage<S>(keys, &key_tile[0], S::qk(), thread_index);
-      const auto near_values = stage<S>(values, &value_tile[0], S::v(), thread_index);
+      const auto near_keys = stage<S>(keys, &tiles[0], S::qk(), thread_index);
+      const auto near_values =
+          stage<S>(values, &tiles[0] + second_tile<S>(S::qk()), S::v(), thread_index);
       threadgroup_barrier(mem_flags::mem_threadgroup);  // the tile is there
       if (kind != kSkip)
         add_grad_query<S>(sums, walk, in, p, r, rows, near_keys, near_values, key, kind, first, at);
@@ -218,7 +199,7 @@ template <typename S>
   }
   if (rows.is_mine)
     store_row(grad_q + offset(p.grad_query, rows.batch, head, rows.row), sums, r.scale, first,
-                 S::out_qk(), int(p.qk_dim), at);
+              S::out_qk(), int(p.qk_dim), at);
 }
 
 /// Eight keys that stay, and the sums of their gradients.
@@ -250,8 +231,7 @@ METAL_FUNC uint mask_queries(thread Fragment* scores, constant AttentionParams& 
     scores[j].x = masked<S>(p, mask, pair, scores[j].x);
     pair.query += 1;
     scores[j].y = masked<S>(p, mask, pair, scores[j].y);
-    seen |=
-        uint(scores[j].x != -INFINITY) << query | uint(scores[j].y != -INFINITY) << (query + 1);
+    seen |= uint(scores[j].x != -INFINITY) << query | uint(scores[j].y != -INFINITY) << (query + 1);
   }
   return simd_or(seen);
 }
@@ -293,9 +273,8 @@ METAL_FUNC void walk_queries(thread KeyWalk<S>& walk, thread const BackwardInput
     const Fragment probability =
         Fragment(exp2(scores[j].x - first.lse), exp2(scores[j].y - second.lse));
     const Fragment grad_probability = keep(grads[j], kept_here) * rescale;
-    grads[j] = Fragment(
-        grad_score(scores[j].x, probability.x, grad_probability.x, first.delta),
-        grad_score(scores[j].y, probability.y, grad_probability.y, second.delta));
+    grads[j] = Fragment(grad_score(scores[j].x, probability.x, grad_probability.x, first.delta),
+                        grad_score(scores[j].y, probability.y, grad_probability.y, second.delta));
     if (S::has(kSoftcap)) grads[j] *= slopes[j];
     scores[j] = keep(probability, kept_here);
   }
@@ -303,29 +282,23 @@ METAL_FUNC void walk_queries(thread KeyWalk<S>& walk, thread const BackwardInput
     add_weighted_rows<S>(walk.grad_value, scores, grad_outs, walk.chunk * S::out_v(), S::out_v(),
                          seen, at);
   if (S::has(kGradKey))
-    add_weighted_rows<S>(walk.grad_key, grads, queries, walk.chunk * S::out_qk(), S::out_qk(),
-                         seen, at);
+    add_weighted_rows<S>(walk.grad_key, grads, queries, walk.chunk * S::out_qk(), S::out_qk(), seen,
+                         at);
 }
 
 /// dK and dV. Grid (tiles of keys, kv_heads * chunks, batch).
 template <typename S>
-[[kernel]] void grad_key_value(const device typename S::Element* q [[buffer(0)]],
-                               const device typename S::Element* k [[buffer(1)]],
-                               const device typename S::Element* v [[buffer(2)]],
-                               const device typename S::Element* grad_out [[buffer(3)]],
-                               const device float* lse [[buffer(4)]],
-                               const device float* delta [[buffer(5)]],
-                               const device uchar* mask [[buffer(6)]],
-                               const device uchar* classes [[buffer(7)]],
-                               device typename S::Element* grad_k [[buffer(8)]],
-                               device typename S::Element* grad_v [[buffer(9)]],
-                               constant AttentionParams& p [[buffer(10)]],
-                               constant AttentionScalars& r [[buffer(11)]],
-                               uint3 group [[threadgroup_position_in_grid]],
-                               uint simd_group [[simdgroup_index_in_threadgroup]],
-                               uint lane [[thread_index_in_simdgroup]]) {
-  TG_ARRAY(typename S::Element, query_tile, [S::kStagedQk]);
-  TG_ARRAY(typename S::Element, grad_tile, [S::kStagedV]);
+[[kernel]] void grad_key_value(
+    const device typename S::Element* q [[buffer(0)]],
+    const device typename S::Element* k [[buffer(1)]],
+    const device typename S::Element* v [[buffer(2)]],
+    const device typename S::Element* grad_out [[buffer(3)]], const device float* lse [[buffer(4)]],
+    const device float* delta [[buffer(5)]], const device uchar* mask [[buffer(6)]],
+    const device uchar* classes [[buffer(7)]], device typename S::Element* grad_k [[buffer(8)]],
+    device typename S::Element* grad_v [[buffer(9)]], constant AttentionParams& p [[buffer(10)]],
+    constant AttentionScalars& r [[buffer(11)]], uint3 group [[threadgroup_position_in_grid]],
+    uint simd_group [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+  TG_ARRAY(typename S::Element, tiles, [S::kStagedElements]);
   const Place at = place_of(lane);
   const long kv_head = group.y / S::chunks(), batch = group.z;
   const long group_key = long(group.x) * S::groups() * kSide;
@@ -354,28 +327,29 @@ template <typename S>
   const long last_key = smaller(walk.first_key + kSide, p.kv_len) - 1;
 
   const int step = S::tile() * kSide;
-  const KeyRange range = S::has(kStaged) || !has_keys
-                             ? queries_of<S>(p, group_key, last_group_key)
-                             : queries_of<S>(p, walk.first_key, last_key);
+  const KeyRange range = S::has(kStaged) || !has_keys ? queries_of<S>(p, group_key, last_group_key)
+                                                      : queries_of<S>(p, walk.first_key, last_key);
   const long heads = p.q_heads / p.kv_heads;
   for (walk.head = kv_head * heads; walk.head < (kv_head + 1) * heads; ++walk.head)
     for (long query = range.first / step * step; query < range.last; query += step) {
-      const Block block = block_of(query, query + step - 1, walk.first_key, int(last_key - walk.first_key + 1));
+      const Block block =
+          block_of(query, query + step - 1, walk.first_key, int(last_key - walk.first_key + 1));
       const int kind =
           has_keys ? classify_block<S>(p, classes, batch, walk.head, block) : int(kSkip);
-      const Tile<const device typename S::Element*> queries =
-          make_tile(q + offset(p.query, batch, walk.head, query), p.query.row, p.q_len - query,
-                    p.qk_dim);
+      const Tile<const device typename S::Element*> queries = make_tile(
+          q + offset(p.query, batch, walk.head, query), p.query.row, p.q_len - query, p.qk_dim);
       const Tile<const device typename S::Element*> grad_outs =
           make_tile(grad_out + offset(p.grad_out, batch, walk.head, query), p.grad_out.row,
                     p.q_len - query, p.v_dim);
       if (S::has(kStaged)) {
-        const Block all = block_of(query, query + step - 1, group_key, int(last_group_key - group_key + 1));
+        const Block all =
+            block_of(query, query + step - 1, group_key, int(last_group_key - group_key + 1));
         if (classify_block<S>(p, classes, batch, walk.head, all) == kSkip) continue;
         const uint thread_index = simd_group * kFlashLanes + lane;
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
-        const auto near_queries = stage<S>(queries, &query_tile[0], S::qk(), thread_index);
-        const auto near_grads = stage<S>(grad_outs, &grad_tile[0], S::v(), thread_index);
+        const auto near_queries = stage<S>(queries, &tiles[0], S::qk(), thread_index);
+        const auto near_grads =
+            stage<S>(grad_outs, &tiles[0] + second_tile<S>(S::qk()), S::v(), thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the tile is there
         if (kind != kSkip)
           walk_queries<S>(walk, in, p, r, near_queries, near_grads, query, kind, at);
@@ -386,11 +360,11 @@ template <typename S>
   if (walk.first_key + at.row >= p.kv_len) return;
   if (S::has(kGradKey))
     store_row(grad_k + offset(p.grad_key, batch, kv_head, walk.row), walk.grad_key, r.scale,
-                 walk.chunk * S::out_qk(), S::out_qk(), int(p.qk_dim), at);
+              walk.chunk * S::out_qk(), S::out_qk(), int(p.qk_dim), at);
   if (S::has(kGradValue))
     store_row(grad_v + offset(p.grad_value, batch, kv_head, walk.row), walk.grad_value,
-                 S::has(kDropout) ? r.dropout_rescale : 1.0f, walk.chunk * S::out_v(), S::out_v(),
-                 int(p.v_dim), at);
+              S::has(kDropout) ? r.dropout_rescale : 1.0f, walk.chunk * S::out_v(), S::out_v(),
+              int(p.v_dim), at);
 }
 
 }  // namespace sdpa

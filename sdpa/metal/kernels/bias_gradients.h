@@ -19,11 +19,11 @@ METAL_FUNC void add_grad_scores(thread Fragment* sums, thread const BackwardInpu
   if (kind == kSkip) return;
   QueryWalk<S> walk;
   start_query_walk<S>(walk, in, p, rows, at);
+  walk.row.delta = delta_of<S>(in, p, rows.batch, rows.head, rows.row);
   Fragment grads[S::kTile], slopes[S::kTile];
-  const uint seen = grad_tile<S>(grads, slopes, walk, in, p, r, rows,
-                                 rows_from<S>(in.k, p.key, rows, key, p.kv_len, p.qk_dim),
-                                 rows_from<S>(in.v, p.value, rows, key, p.kv_len, p.v_dim), key,
-                                 kind, at);
+  const uint seen = grad_tile<S>(
+      grads, slopes, walk, in, p, r, rows, rows_from<S>(in.k, p.key, rows, key, p.kv_len, p.qk_dim),
+      rows_from<S>(in.v, p.value, rows, key, p.kv_len, p.v_dim), key, kind, at);
   if (seen == 0 || !rows.is_mine) return;
   SDPA_UNROLL
   for (int j = 0; j < S::tile(); ++j) sums[j] += grads[j];
@@ -47,19 +47,15 @@ METAL_FUNC void store_grad_mask(device float* grad_mask, thread Fragment* sums,
 /// Grid (tiles of keys, tiles of 8 queries, mask heads * mask batches), each 1 where the mask
 /// broadcasts; a SIMD group a tile. It sums over all the heads, queries and keys that share it.
 template <typename S>
-[[kernel]] void grad_mask(const device typename S::Element* q [[buffer(0)]],
-                          const device typename S::Element* k [[buffer(1)]],
-                          const device typename S::Element* v [[buffer(2)]],
-                          const device typename S::Element* grad_out [[buffer(3)]],
-                          const device float* lse [[buffer(4)]],
-                          const device float* delta [[buffer(5)]],
-                          const device uchar* mask [[buffer(6)]],
-                          const device uchar* classes [[buffer(7)]],
-                          device float* grad [[buffer(8)]],
-                          constant AttentionParams& p [[buffer(9)]],
-                          constant AttentionScalars& r [[buffer(10)]],
-                          uint3 group [[threadgroup_position_in_grid]],
-                          uint lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void grad_mask(
+    const device typename S::Element* q [[buffer(0)]],
+    const device typename S::Element* k [[buffer(1)]],
+    const device typename S::Element* v [[buffer(2)]],
+    const device typename S::Element* grad_out [[buffer(3)]], const device float* lse [[buffer(4)]],
+    const device float* delta [[buffer(5)]], const device uchar* mask [[buffer(6)]],
+    const device uchar* classes [[buffer(7)]], device float* grad [[buffer(8)]],
+    constant AttentionParams& p [[buffer(9)]], constant AttentionScalars& r [[buffer(10)]],
+    uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]]) {
   const Place at = place_of(lane);
   BackwardInputs<S> in;
   in.q = q;
@@ -91,11 +87,12 @@ template <typename S>
     for (int j = 0; j < S::tile(); ++j) sum += sums[j].x + sums[j].y;
     sum = sum_of_row(sum);
     if (p.mask_rows == 1) sum = sum_of_column(sum);
-    const bool is_owner = at.column == 0 && (p.mask_rows == 1 ? at.row == 0 : own_query + at.row < p.q_len);
+    const bool is_owner =
+        at.column == 0 && (p.mask_rows == 1 ? at.row == 0 : own_query + at.row < p.q_len);
     if (is_owner) *grad_row += sum;
   } else {
-    store_grad_mask<S>(grad_row, sums, p, own_key,
-                       p.mask_rows == 1 || own_query + at.row < p.q_len, at);
+    store_grad_mask<S>(grad_row, sums, p, own_key, p.mask_rows == 1 || own_query + at.row < p.q_len,
+                       at);
   }
 }
 

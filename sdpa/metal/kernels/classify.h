@@ -24,8 +24,7 @@ template <typename S>
   const long last = smaller(first + kClassTile, p.mask_rows);
   bool any_seen = false, all_plain = true;
   for (long row = first; row < last && key < p.mask_columns; ++row) {
-    const float bias =
-        mask_bias<S>(mask, offset(p.mask, batch, head, row) + key * p.mask.column);
+    const float bias = mask_bias<S>(mask, offset(p.mask, batch, head, row) + key * p.mask.column);
     any_seen = any_seen || bias != -INFINITY;
     all_plain = all_plain && bias == 0;
   }
@@ -33,7 +32,9 @@ template <typename S>
   all_plain = simd_all(all_plain);
   if (lane == 0)
     classes[batch * p.class_batch + head * p.class_head + long(group.y) * p.class_columns +
-            group.x] = uchar(!any_seen ? kSkip : all_plain ? kFull : kPartial);
+            group.x] = uchar(!any_seen   ? kSkip
+                             : all_plain ? kFull
+                                         : kPartial);
 }
 
 }  // namespace sdpa

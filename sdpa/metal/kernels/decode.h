@@ -35,18 +35,14 @@ METAL_FUNC Rows rows_of_group(constant AttentionParams& p, long batch, long kv_h
 
 /// Grid (ceil(splits / groups), kv_heads * chunks * row tiles, batch); splits count SIMD groups.
 template <typename S>
-[[kernel]] void split_keys(const device typename S::Element* q [[buffer(0)]],
-                           const device typename S::Element* k [[buffer(1)]],
-                           const device typename S::Element* v [[buffer(2)]],
-                           const device uchar* mask [[buffer(3)]],
-                           const device uchar* sinks [[buffer(4)]],
-                           device float* partial_out [[buffer(5)]],
-                           device float* partial_lse [[buffer(6)]],
-                           constant AttentionParams& p [[buffer(7)]],
-                           constant AttentionScalars& r [[buffer(8)]],
-                           uint3 group [[threadgroup_position_in_grid]],
-                           uint simd_group [[simdgroup_index_in_threadgroup]],
-                           uint lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void split_keys(
+    const device typename S::Element* q [[buffer(0)]],
+    const device typename S::Element* k [[buffer(1)]],
+    const device typename S::Element* v [[buffer(2)]], const device uchar* mask [[buffer(3)]],
+    const device uchar* sinks [[buffer(4)]], device float* partial_out [[buffer(5)]],
+    device float* partial_lse [[buffer(6)]], constant AttentionParams& p [[buffer(7)]],
+    constant AttentionScalars& r [[buffer(8)]], uint3 group [[threadgroup_position_in_grid]],
+    uint simd_group [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
   const long split = long(group.x) * S::groups() + simd_group;
   if (split >= p.splits) return;
   const Place at = place_of(lane);
@@ -75,8 +71,7 @@ template <typename S>
   const float factor =
       softmax_normalizer(walk.softmax) * (S::has(kDropout) ? r.dropout_rescale : 1.0f);
   const long part = ((rows.batch * p.q_heads + rows.head) * p.q_len + rows.row) * p.splits + split;
-  store_row(partial_out + part * p.v_dim, walk.out, factor, first, S::out_v(), int(p.v_dim),
-               at);
+  store_row(partial_out + part * p.v_dim, walk.out, factor, first, S::out_v(), int(p.v_dim), at);
   if (chunk == 0 && at.column == 0) partial_lse[part] = log_sum_exp(walk.softmax);
 }
 
@@ -85,8 +80,7 @@ template <typename S>
 [[kernel]] void merge(const device float* partial_out [[buffer(0)]],
                       const device float* partial_lse [[buffer(1)]],
                       device typename S::Element* out [[buffer(2)]],
-                      device float* lse [[buffer(3)]],
-                      constant AttentionParams& p [[buffer(4)]],
+                      device float* lse [[buffer(3)]], constant AttentionParams& p [[buffer(4)]],
                       uint3 group [[threadgroup_position_in_grid]],
                       uint lane [[thread_index_in_simdgroup]]) {
   const long row = group.x, head = group.y, batch = group.z;

@@ -15,8 +15,8 @@
 // serves three of them) or through threadgroup memory, once for 32 queries (Apple7 and 8). The row
 // sum is kept per lane and added up once, at the end.
 //
-// Where rows are few (decoding), a SIMD group owns up to 8 rows of all heads of a group, which share
-// their keys, and one part of the keys; decode.h adds up the parts.
+// Where rows are few (decoding), a SIMD group owns up to 8 rows of all heads of a group, which
+// share their keys, and one part of the keys; decode.h adds up the parts.
 
 #include "sdpa/metal/kernels/sight.h"
 
@@ -140,9 +140,11 @@ METAL_FUNC void walk_tile(thread Walk<S>& walk, thread const ForwardInputs<S>& i
 
 /// The rows of K or V from `key` on, in device memory.
 template <typename S>
-METAL_FUNC Tile<const device typename S::Element*> rows_from(
-    const device typename S::Element* tensor, constant RowStrides& strides, Rows rows, long key,
-    long kv_len, long columns) {
+METAL_FUNC Tile<const device typename S::Element*> rows_from(const device
+                                                             typename S::Element* tensor,
+                                                             constant RowStrides& strides,
+                                                             Rows rows, long key, long kv_len,
+                                                             long columns) {
   return make_tile(tensor + offset(strides, rows.batch, rows.kv_head, key), strides.row,
                    kv_len - key, columns);
 }
@@ -167,8 +169,8 @@ METAL_FUNC void walk_directly(thread Walk<S>& walk, thread const ForwardInputs<S
 template <typename S, typename Target>
 METAL_FUNC void walk_together(thread Walk<S>& walk, thread const ForwardInputs<S>& in,
                               constant AttentionParams& p, constant AttentionScalars& r, Rows rows,
-                              long group_query, Target key_tile, Target value_tile, int first,
-                              uint thread_index, Place at) {
+                              long group_query, Target tiles, int first, uint thread_index,
+                              Place at) {
   const int step = S::tile() * kSide;
   const long last_group_query = smaller(group_query + S::groups() * kSide, p.q_len) - 1;
   const KeyRange range = keys_of<S>(p, group_query, last_group_query);
@@ -176,12 +178,10 @@ METAL_FUNC void walk_together(thread Walk<S>& walk, thread const ForwardInputs<S
     const Block all = block_of(group_query, last_group_query, key, step);
     if (classify_block<S>(p, in.classes, rows.batch, rows.head, all) == kSkip) continue;
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tile has been used
-    const Tile<Target> keys =
-        stage<S>(rows_from<S>(in.k, p.key, rows, key, p.kv_len, p.qk_dim), key_tile, S::qk(),
-                 thread_index);
-    const Tile<Target> values =
-        stage<S>(rows_from<S>(in.v, p.value, rows, key, p.kv_len, p.v_dim), value_tile, S::v(),
-                 thread_index);
+    const Tile<Target> keys = stage<S>(rows_from<S>(in.k, p.key, rows, key, p.kv_len, p.qk_dim),
+                                       tiles, S::qk(), thread_index);
+    const Tile<Target> values = stage<S>(rows_from<S>(in.v, p.value, rows, key, p.kv_len, p.v_dim),
+                                         tiles + second_tile<S>(S::qk()), S::v(), thread_index);
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the tile is there
     const Block mine = block_of(rows.query, rows.last_query, key, step);
     const int kind = rows.query < p.q_len
@@ -193,21 +193,16 @@ METAL_FUNC void walk_together(thread Walk<S>& walk, thread const ForwardInputs<S
 
 /// Grid (tiles of queries, q_heads * chunks, batch).
 template <typename S>
-[[kernel]] void forward(const device typename S::Element* q [[buffer(0)]],
-                        const device typename S::Element* k [[buffer(1)]],
-                        const device typename S::Element* v [[buffer(2)]],
-                        const device uchar* mask [[buffer(3)]],
-                        const device uchar* sinks [[buffer(4)]],
-                        const device uchar* classes [[buffer(5)]],
-                        device typename S::Element* out [[buffer(6)]],
-                        device float* lse [[buffer(7)]],
-                        constant AttentionParams& p [[buffer(8)]],
-                        constant AttentionScalars& r [[buffer(9)]],
-                        uint3 group [[threadgroup_position_in_grid]],
-                        uint simd_group [[simdgroup_index_in_threadgroup]],
-                        uint lane [[thread_index_in_simdgroup]]) {
-  TG_ARRAY(typename S::Element, key_tile, [S::kStagedQk]);
-  TG_ARRAY(typename S::Element, value_tile, [S::kStagedV]);
+[[kernel]] void forward(
+    const device typename S::Element* q [[buffer(0)]],
+    const device typename S::Element* k [[buffer(1)]],
+    const device typename S::Element* v [[buffer(2)]], const device uchar* mask [[buffer(3)]],
+    const device uchar* sinks [[buffer(4)]], const device uchar* classes [[buffer(5)]],
+    device typename S::Element* out [[buffer(6)]], device float* lse [[buffer(7)]],
+    constant AttentionParams& p [[buffer(8)]], constant AttentionScalars& r [[buffer(9)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint simd_group [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+  TG_ARRAY(typename S::Element, tiles, [S::kStagedElements]);
   const Place at = place_of(lane);
   const long head = group.y / S::chunks();
   const int chunk = int(group.y % S::chunks());
@@ -226,7 +221,7 @@ template <typename S>
   start_walk<S>(walk, p, q, rows, at);
   if (S::has(kSinks)) see_sink<S>(walk, p, sinks, rows, at);
   if (S::has(kStaged))
-    walk_together<S>(walk, in, p, r, rows, group_query, &key_tile[0], &value_tile[0], first,
+    walk_together<S>(walk, in, p, r, rows, group_query, &tiles[0], first,
                      simd_group * kFlashLanes + lane, at);
   else if (query < p.q_len)
     walk_directly<S>(walk, in, p, r, rows, keys_of<S>(p, rows.query, rows.last_query), first, at);
@@ -235,8 +230,8 @@ template <typename S>
   if (!rows.is_mine) return;
   const float factor =
       softmax_normalizer(walk.softmax) * (S::has(kDropout) ? r.dropout_rescale : 1.0f);
-  store_row(out + offset(p.out, rows.batch, head, rows.row), walk.out, factor, first,
-               S::out_v(), int(p.v_dim), at);
+  store_row(out + offset(p.out, rows.batch, head, rows.row), walk.out, factor, first, S::out_v(),
+            int(p.v_dim), at);
   if (S::has(kLse) && chunk == 0 && at.column == 0)
     lse[offset(p.lse, rows.batch, head, rows.row)] = log_sum_exp(walk.softmax);
 }

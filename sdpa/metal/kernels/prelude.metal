@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What the kernels need of Metal besides the language. Elsewhere a shim of metal_stdlib comes first
 // and defines the same two macros.
-#include <metal_stdlib>
 #include <metal_simdgroup_matrix>
+#include <metal_stdlib>
 using namespace metal;
 
 // Storage that the threads of a threadgroup share.

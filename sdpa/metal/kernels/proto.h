@@ -37,8 +37,7 @@ template <typename S>
                       const device uchar* mask [[buffer(3)]],
                       const device uchar* sinks [[buffer(4)]],
                       device typename S::Element* out [[buffer(5)]],
-                      device float* lse [[buffer(6)]],
-                      constant AttentionParams& p [[buffer(7)]],
+                      device float* lse [[buffer(6)]], constant AttentionParams& p [[buffer(7)]],
                       constant AttentionScalars& r [[buffer(8)]],
                       uint3 group [[threadgroup_position_in_grid]],
                       uint lane [[thread_index_in_simdgroup]]) {
@@ -58,11 +57,11 @@ template <typename S>
   for (pair.key = 0; pair.key < p.kv_len; ++pair.key) {
     const float score = score_of<S>(query, keys + pair.key * p.key.row, mask, p, r, pair);
     const float highest = max(softmax.max, score);
-    softmax.sum = softmax.sum * softmax_factor(softmax, highest) + exp2(score - softmax_base(highest));
+    softmax.sum =
+        softmax.sum * softmax_factor(softmax, highest) + exp2(score - softmax_base(highest));
     softmax.max = highest;
   }
-  const float factor =
-      softmax_normalizer(softmax) * (S::has(kDropout) ? r.dropout_rescale : 1.0f);
+  const float factor = softmax_normalizer(softmax) * (S::has(kDropout) ? r.dropout_rescale : 1.0f);
 
   device typename S::Element* row = out + offset(p.out, pair.batch, pair.head, pair.query);
   for (int first = 0; first < p.v_dim; first += kProtoColumns) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Sight: which pairs of query and key count, and by how much. Positions (length, causality, window),
-// masks and dropout; the same functions in every kernel, so that all passes agree.
+// Sight: which pairs of query and key count, and by how much. Positions (length, causality,
+// window), masks and dropout; the same functions in every kernel, so that all passes agree.
 
 #include "sdpa/metal/kernels/tile.h"
 
@@ -60,8 +60,8 @@ METAL_FUNC int classify_block(constant AttentionParams& p, const device uchar* c
   if (S::has(kClasses)) {
     const long row = smaller(block.query / kClassTile, p.class_rows - 1);
     const long column = smaller(block.key / kClassTile, p.class_columns - 1);
-    const int found = classes[batch * p.class_batch + head * p.class_head +
-                              row * p.class_columns + column];
+    const int found =
+        classes[batch * p.class_batch + head * p.class_head + row * p.class_columns + column];
     kind = min(kind, found);
   }
   return kind;
@@ -174,7 +174,8 @@ METAL_FUNC uint2 kept_along_keys(constant AttentionParams& p, Pair first, Place 
   pair.key += second ? kSide : 0;
   const uint mine = kept_of_four(p, pair);
   const uint other = simd_shuffle_xor(mine, ushort(1));
-  return uint2((second ? other : mine) >> (at.column & 3), (second ? mine : other) >> (at.column & 3));
+  return uint2((second ? other : mine) >> (at.column & 3),
+               (second ? mine : other) >> (at.column & 3));
 }
 
 /// Dropout of two fragments whose rows are keys. Four lanes share four keys: each draws for one of
@@ -209,6 +210,5 @@ METAL_FUNC void drop_tile(thread Fragment* values, constant AttentionParams& p, 
     if (j + 1 < S::tile()) values[j + 1] = keep(values[j + 1], kept.y);
   }
 }
-
 
 }  // namespace sdpa

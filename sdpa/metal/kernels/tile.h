@@ -6,7 +6,8 @@
 // A SIMD group multiplies 8x8 matrices. Each lane holds two neighbours of one row of each:
 //
 //   row    = 4 * bit 4 of the lane + bits 1 and 2        lanes of a row differ in bits 0 and 3
-//   column = 4 * bit 3 of the lane + 2 * bit 0           lanes of a column differ in bits 1, 2 and 4
+//   column = 4 * bit 3 of the lane + 2 * bit 0           lanes of a column differ in bits 1, 2 and
+//   4
 //
 // Apple does not document this map, but all families to date have it. All operands are float32: the
 // matrix rate of these GPUs is the same for half, and nothing is rounded between two products.
@@ -24,6 +25,9 @@ typedef float2 Fragment;
 
 enum { kSide = 8, kFlashLanes = 32 };
 
+/// Staged rows are that much longer than their columns, so that they start in different banks.
+enum { kPadElements = 4 };
+
 /// Head dimensions of up to 12 fragments (96) are kept in registers on the side that stays.
 enum { kMaxCached = 12 };
 
@@ -40,8 +44,9 @@ struct Spec {
     kTile = kTileFragments,
     kCachedQk = kQkFragments <= kMaxCached ? kQkFragments : 1,
     kCachedV = kVFragments <= kMaxCached ? kVFragments : 1,
-    kStagedQk = (kFeatures & kStaged) != 0 ? kTileFragments * kSide * (kQkFragments * kSide + 4) : 1,
-    kStagedV = (kFeatures & kStaged) != 0 ? kTileFragments * kSide * (kVFragments * kSide + 4) : 1,
+    kStagedElements = (kFeatures & kStaged) != 0
+        ? kTileFragments * kSide * ((kQkFragments + kVFragments) * kSide + 2 * kPadElements)
+        : 1,
   };
 
   static METAL_FUNC constexpr int qk() { return kQkFragments; }
@@ -157,8 +162,9 @@ METAL_FUNC Fragment load_transposed(Tile<Pointer> tile, int row, int column, Pla
 
 /// Copies rows to threadgroup memory; what is not there becomes zero. All threads take part.
 template <typename S, typename Source, typename Target>
-METAL_FUNC Tile<Target> stage(Tile<Source> source, Target target, int fragments, uint thread_index) {
-  const int width = fragments * kSide, pitch = width + 4;
+METAL_FUNC Tile<Target> stage(Tile<Source> source, Target target, int fragments,
+                              uint thread_index) {
+  const int width = fragments * kSide, pitch = width + kPadElements;
   const int count = S::tile() * kSide * width;
   for (int n = int(thread_index); n < count; n += S::groups() * kFlashLanes) {
     const int row = n / width, column = n % width;
@@ -169,14 +175,19 @@ METAL_FUNC Tile<Target> stage(Tile<Source> source, Target target, int fragments,
   return make_tile(target, long(pitch), long(S::tile() * kSide), long(width));
 }
 
+/// Where the second of two staged tiles begins: behind one of `fragments` columns.
+template <typename S>
+METAL_FUNC int second_tile(int fragments) {
+  return S::tile() * kSide * (fragments * kSide + kPadElements);
+}
+
 /// A few fragments of one row a lane: in registers where they are few, else loaded when needed.
 template <typename S, typename Pointer>
 METAL_FUNC void cache_row(thread Fragment* cache, Pointer row, int fragments, int columns,
                           Place at) {
   if (fragments > kMaxCached) return;
   SDPA_UNROLL
-  for (int d = 0; d < fragments; ++d)
-    cache[d] = load_pair<S>(row, d * kSide + at.column, columns);
+  for (int d = 0; d < fragments; ++d) cache[d] = load_pair<S>(row, d * kSide + at.column, columns);
 }
 
 /// sums[j] += left * (fragment j of the tile, transposed), for one fragment of the head dimension.

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+//
+// The Metal kernels in the simulator, against the oracle: every named case that the plan does not
+// refuse, every load and store checked.
+#include <gtest/gtest.h>
+
+#include <iostream>
+#include <map>
+
+#include "tests/conformance.h"
+#include "tests/metal_kernels/simulated_metal.h"
+
+namespace sdpa::metal {
+namespace {
+
+bool has_empty_extent(const cases::Case& spec) {
+  return spec.batch * spec.q_heads * spec.q_len * spec.kv_len * spec.qk_dim * spec.v_dim == 0;
+}
+
+/// A GPU, a plan for the forward pass, and which of the cases it runs.
+struct Sweep {
+  const char* name;
+  DeviceInfo device;
+  ForwardPlan forward_plan;
+  std::size_t every;
+};
+
+class Conformance : public testing::TestWithParam<Sweep> {};
+
+TEST_P(Conformance, EveryCase) {
+  const Sweep& sweep = GetParam();
+  std::map<std::string, int> refusals;
+  int count = 0;
+  std::size_t n = 0;
+  for (const cases::Case& spec : cases::suite("conformance")) {
+    if (has_empty_extent(spec) || n++ % sweep.every != 0) continue;
+    SCOPED_TRACE(spec.name);
+    cases::CaseData data(spec, 7);
+    const SimulatedMetal backend(sweep.device, {.seed = n}, sweep.forward_plan);
+    try {
+      const cases::Outcome outcome = cases::check(backend, data, cases::expected(data));
+      ++count;
+      for (const std::string& reason : outcome.refusals) ++refusals[reason];
+      for (const std::string& sentence : outcome.failures) ADD_FAILURE() << sentence;
+    } catch (const std::exception& error) {
+      ADD_FAILURE() << error.what();
+    }
+  }
+  std::cout << sweep.name << ": " << count << " runs\n";
+  for (const auto& [reason, count] : refusals)
+    std::cout << "  refused " << count << ": " << reason << "\n";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Devices, Conformance,
+    testing::Values(Sweep{"direct", {.family = 9, .cores = 1}, ForwardPlan::kChosen, 1},
+                    Sweep{
+                        "staged", {.name = "m1", .family = 7, .cores = 1}, ForwardPlan::kChosen, 9},
+                    Sweep{"split", {.cores = 40}, ForwardPlan::kDecode, 9},
+                    Sweep{"proto", {}, ForwardPlan::kProto, 11}),
+    [](const testing::TestParamInfo<Sweep>& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace sdpa::metal

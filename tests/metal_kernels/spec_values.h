@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+namespace sdpa {
+
+/// What the kernels that are compiled once for all specializations (any_spec.h) run as. Set before
+/// a launch; launches of the simulator never overlap.
+struct SpecValues {
+  int qk, v, chunks, tile, groups, features;
+};
+
+extern SpecValues spec_values;
+
+}  // namespace sdpa
