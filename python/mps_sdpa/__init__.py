@@ -9,6 +9,7 @@ from mps_sdpa.backends import (
     print_backend_banner,
     set_default_backend,
 )
+from mps_sdpa.calibration import calibrate
 from mps_sdpa.explanation import explain
 from mps_sdpa.stats import (
     get_call_stats,
@@ -24,6 +25,7 @@ __all__ = [
     "attention",
     "available_backends",
     "backend_status",
+    "calibrate",
     "explain",
     "get_call_stats",
     "get_fallback_stats",

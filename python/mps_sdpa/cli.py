@@ -19,6 +19,7 @@ _COMMANDS = {
     "correctness": ("cli_check", "compare a back end with double precision, case by case"),
     "benchmark": ("cli_benchmark", "time a back end against torch's own attention"),
     "explain": ("cli_inspect", "which back end would run a problem, which kernel, and why"),
+    "calibrate": ("cli_inspect", "measure from which size on each back end beats torch"),
     "run": ("cli_run", "run an unchanged torch program on us"),
     "demo": ("cli_demo", "train a small language model with torch's attention and with ours"),
 }

@@ -75,7 +75,7 @@ def benchmark(
     out: Path | None,
 ) -> None:
     """Times a back end against another in interleaved pairs, case by case."""
-    from mps_sdpa.harness import benchmark, cases, environment, peaks
+    from mps_sdpa.harness import benchmark, cases, environment, peaks, progress
 
     shared.set_threads(threads)
     plan = benchmark.Plan(
@@ -93,7 +93,7 @@ def benchmark(
     limits = peaks.measure_peaks(device)
     rows = [
         benchmark.measure(case, plan, limits)
-        for case in shared.track(chosen, lambda case: case.name)
+        for case in progress.track(chosen, lambda case: case.name)
     ]
     document = benchmark.document(rows, plan, suite, machine, limits)
     if out is not None:

@@ -93,23 +93,23 @@ def correctness(
     out: Path | None,
 ) -> int:
     """Compares a back end with double precision, case by case."""
-    from mps_sdpa.harness import cases, correctness
+    from mps_sdpa.harness import cases, correctness, progress
 
     shared.set_threads(threads)
     chosen = _choose(cases.suite(suite, dtype=dtype, limit=limit), name)
     gradients = which == "train"
     outcomes = [
         correctness.check(case, backend, device=device, gradients=gradients)
-        for case in shared.track(chosen, lambda case: case.name)
+        for case in progress.track(chosen, lambda case: case.name)
     ]
     found = {"suite": suite, "backend": backend, "device": device, **correctness.summary(outcomes)}
     if out is not None:
         results = {**found, "results": [asdict(outcome) for outcome in outcomes]}
-        out.write_text(json.dumps(_finite(results), indent=1), encoding="utf-8")
+        out.write_text(json.dumps(shared.finite(results), indent=1), encoding="utf-8")
     if shared.for_people(as_json):
         _show_correctness(found, outcomes)
     else:
-        shared.print_json(_finite(found))
+        shared.print_json(shared.finite(found))
     return 0 if found["n_pass"] == found["n"] else 1
 
 
@@ -138,14 +138,3 @@ def _show_correctness(found: dict[str, Any], outcomes: list[Any]) -> None:
         f"{failed} failed{f' ({kinds})' if kinds else ''}, {found['n_refused']} refused; "
         f"largest error {largest:.1e}"
     )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value

@@ -138,11 +138,43 @@ def _show_explanation(found: dict[str, Any]) -> None:
     table.add_row("why", found["why"])
     if found["plan"]:
         table.add_row("plan", found["plan"])
-    if "calibration" in found:
-        table.add_row("calibration", found["calibration"])
+    table.add_row("calibration", found["calibration"])
     for name, reason in found["rejected"].items():
         table.add_row(f"not {name}", reason)
     table.add_row("change it", "backend=NAME, set_default_backend(NAME) or MPS_SDPA_BACKEND=NAME")
     console.print(table)
     if source := found.get("source"):
         console.print(source, markup=False, soft_wrap=True)
+
+
+@click.command(
+    short_help="measure the crossovers",
+    epilog="\b\nExamples:\n  mps-sdpa calibrate --show\n  mps-sdpa calibrate --force",
+)
+@shared.device_option
+@click.option("--force", is_flag=True, help="Measure again although a result is kept.")
+@click.option("--show", is_flag=True, help="Only show what is kept; measure nothing.")
+@shared.json_option
+def calibrate(device: str, force: bool, show: bool, as_json: bool) -> None:
+    """Measures from which amount of work on each back end beats torch, per dtype and pass."""
+    from mps_sdpa import calibration, threshold_cache
+
+    kept = threshold_cache.read(device)
+    thresholds = kept if show else calibration.calibrate(device, force)
+    found = {
+        "device": device,
+        "file": str(threshold_cache.cache_file()),
+        "minimum_work": thresholds,
+    }
+    if not shared.for_people(as_json):
+        shared.print_json(shared.finite(found))
+        return
+    if thresholds is None:
+        shared.console().print(f"nothing is kept for {device}: the built-in crossovers serve")
+        return
+    table = Table("pass", "dtype", "ours from this work on")
+    for which, each in thresholds.items():
+        for dtype in ("float32", "float16", "bfloat16"):
+            table.add_row(which, dtype, calibration.in_words(each[dtype]))
+    shared.console().print(table)
+    shared.console().print("work is batch x heads x visible pairs x key dimension")

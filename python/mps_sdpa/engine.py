@@ -45,10 +45,13 @@ def attach() -> None:
     global _attached
     if _attached:
         return
+    from mps_sdpa.calibration import use_cached
+
     api = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     _core.attach(Tensor, Parameter, api)
     _core.set_thread_count(environment().threads)
     _attached = True
+    use_cached("cpu")
 
 
 def _resolved(backend: str) -> str:

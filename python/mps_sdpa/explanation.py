@@ -10,6 +10,7 @@ from torch import Tensor
 from mps_sdpa import _core
 from mps_sdpa.arguments import attention_settings, check_tensors
 from mps_sdpa.backends import NAMES, reason_against
+from mps_sdpa.calibration import calibration_summary
 from mps_sdpa.engine import options_for
 
 __all__ = ["explain"]
@@ -20,6 +21,7 @@ def _text(found: dict[str, Any]) -> str:
         f"problem   {found['problem']} ({found['pass']})",
         f"back end  {found['backend']}: {found['why']}",
         f"plan      {found['plan']}" if found["plan"] else "",
+        f"knows     {found['calibration']}",
         *(f"not {name}: {reason}" for name, reason in found["rejected"].items()),
     ]
     return "\n".join(line for line in lines if line)
@@ -43,7 +45,8 @@ def explain(
 ) -> dict[str, Any]:
     """Prints and returns the choice for a call of `attention`: back end, plan, why, and why not.
 
-    The dictionary has `problem`, `pass`, `backend`, `why`, `plan` and `rejected` {name: reason}.
+    The dictionary has `problem`, `pass`, `backend`, `why`, `plan`, `calibration` and
+    `rejected` {name: reason}.
     With `training` it is about the backward pass. `quiet` only returns.
     """
     settings = attention_settings(causal, window, softcap, dropout, scale, 0, backend)
@@ -59,6 +62,7 @@ def explain(
         "backend": choice.backend or "stock",
         "why": choice.why,
         "plan": plan,
+        "calibration": calibration_summary(q.device.type),
         "rejected": rejected,
     }
     if not quiet:

@@ -124,12 +124,13 @@ def paired(
     *,
     pairs: int | None = None,
     budget: float = 5.0,
+    warm_up_limit: float = _WARM_UP_SECONDS,
     synchronize: Call = lambda: None,
     seed: int = 0,
 ) -> Paired:
     """Times both calls in pairs: as many as asked for, or what fits the budget (5 to 31)."""
     calls = (candidate, baseline)
-    estimates = [warm_up(call, synchronize) for call in calls]
+    estimates = [warm_up(call, synchronize, limit=warm_up_limit) for call in calls]
     repeats = [max(1, round(_SAMPLE_SECONDS / estimate)) for estimate in estimates]
     pair_seconds = sum(n * t for n, t in zip(repeats, estimates, strict=True))
     count = pairs or min(31, max(5, round(budget / pair_seconds)))

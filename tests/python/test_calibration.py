@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""The policy with injected measurements, the cache, and that what is found is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+import mps_sdpa
+from mps_sdpa import calibration, engine, threshold_cache
+from mps_sdpa.crossovers import DTYPES, PASSES, Point, Thresholds, crossovers, minimum_work
+from mps_sdpa.environment import environment
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own for each test, and the built-in thresholds afterwards."""
+    monkeypatch.setenv("MPS_SDPA_CACHE_DIR", str(tmp_path))
+    environment.cache_clear()
+    monkeypatch.setattr(engine, "_thresholds", None)
+    return tmp_path / "thresholds.json"
+
+
+def points(*speedups: float, which: str = "forward", dtype: str = "float32") -> list[Point]:
+    return [Point(which, dtype, 10.0**n, speedup) for n, speedup in enumerate(speedups)]
+
+
+def everywhere(work: float) -> Thresholds:
+    return {which: dict.fromkeys(DTYPES, work) for which in PASSES}
+
+
+# --- policy ---
+
+
+@pytest.mark.parametrize(
+    ("speedups", "expected"),
+    [
+        ((2.0, 2.0, 2.0), 0.0),
+        ((0.5, 2.0, 2.0), 10.0),
+        ((0.5, 0.9, 2.0), 100.0),
+        ((2.0, 0.5, 2.0), 100.0),
+        ((2.0, 2.0, 0.5), math.inf),
+        ((0.98, 0.98, 0.98), 0.0),
+        ((), 0.0),
+    ],
+)
+def test_minimum_work(speedups: tuple[float, ...], expected: float) -> None:
+    assert minimum_work(points(*speedups)) == expected
+    assert minimum_work(reversed(points(*speedups))) == expected
+
+
+def test_crossovers_are_by_pass_and_dtype() -> None:
+    slow_training = points(0.5, 2.0, which="train", dtype="bfloat16")
+    found = crossovers([*points(2.0, 2.0), *slow_training])
+    assert found["train"]["bfloat16"] == 10.0
+    assert found["forward"] == dict.fromkeys(DTYPES, 0.0)
+
+
+# --- the cache ---
+
+
+def test_kept_thresholds_come_back(cache: Path) -> None:
+    thresholds = everywhere(5.0)
+    thresholds["train"]["float16"] = math.inf
+    assert threshold_cache.write("cpu", thresholds)
+    assert threshold_cache.read("cpu") == thresholds
+    assert threshold_cache.read("mps") is None
+    assert not list(cache.parent.glob("*.tmp"))
+
+
+def test_devices_do_not_displace_each_other() -> None:
+    threshold_cache.write("cpu", everywhere(1.0))
+    threshold_cache.write("mps", everywhere(2.0))
+    assert threshold_cache.read("cpu") == everywhere(1.0)
+    assert threshold_cache.read("mps") == everywhere(2.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"fingerprint": 1}',
+        '{"fingerprint": FINGERPRINT, "devices": []}',
+        '{"fingerprint": FINGERPRINT, "devices": {"cpu": {"forward": {}}}}',
+        '{"fingerprint": FINGERPRINT, "devices": {"cpu": 3}}',
+    ],
+)
+def test_damaged_files_are_ignored(
+    content: str, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text(content.replace("FINGERPRINT", json.dumps(threshold_cache.fingerprint())))
+    assert threshold_cache.read("cpu") is None
+    assert "ignored" in caplog.text
+
+
+@pytest.mark.parametrize("work", [-1, "many", [1]])
+def test_impossible_thresholds_are_ignored(work: object, cache: Path) -> None:
+    threshold_cache.write("cpu", everywhere(1.0))
+    content = json.loads(cache.read_text())
+    content["devices"]["cpu"]["forward"]["float32"] = work
+    cache.write_text(json.dumps(content))
+    assert threshold_cache.read("cpu") is None
+
+
+@pytest.mark.parametrize("field", ["schema", "chip", "torch", "mps_sdpa"])
+def test_foreign_files_are_ignored(
+    field: str, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    threshold_cache.write("cpu", everywhere(1.0))
+    content = json.loads(cache.read_text())
+    content["fingerprint"][field] = "another"
+    cache.write_text(json.dumps(content))
+    assert threshold_cache.read("cpu") is None
+    assert "another machine or version" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MPS_SDPA_CACHE_DIR", str(tmp_path / "file" / "below"))
+    environment.cache_clear()
+    assert not threshold_cache.write("cpu", everywhere(1.0))
+    assert "are not kept" in caplog.text
+
+
+def _write_often(device: str) -> None:
+    for _ in range(20):
+        threshold_cache.write(device, everywhere(1.0))
+
+
+def test_processes_do_not_lose_each_others_devices() -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_often, args=(name,)) for name in ("cpu", "mps")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert threshold_cache.read("cpu") == threshold_cache.read("mps") == everywhere(1.0)
+
+
+# --- use ---
+
+
+def choice(length: int = 64, *, quiet: bool = True) -> dict[str, object]:
+    tensor = torch.zeros(1, 4, length, 64)
+    return mps_sdpa.explain(tensor, tensor, tensor, quiet=quiet)
+
+
+def test_thresholds_send_small_problems_to_torch() -> None:
+    threshold_cache.write("cpu", everywhere(4.0 * 128 * 128 * 64))
+    calibration.use_cached("cpu")
+    assert choice(64)["backend"] == "stock"
+    assert choice(128)["backend"] == "cpu"
+    assert "float32 forward 4.2e+06" in str(choice()["calibration"])
+
+
+def test_skipping_leaves_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    threshold_cache.write("cpu", everywhere(math.inf))
+    monkeypatch.setenv("MPS_SDPA_SKIP_CALIBRATION", "1")
+    environment.cache_clear()
+    calibration.use_cached("cpu")
+    assert choice()["backend"] == "cpu"
+    assert "MPS_SDPA_SKIP_CALIBRATION" in str(choice()["calibration"])
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, speedup: float) -> list[str]:
+    """Replaces the clock: every point has this speed-up. The list has the back ends measured."""
+    asked: list[str] = []
+
+    def measure(backend: str, device: str) -> list[Point]:
+        asked.append(backend)
+        return points(speedup, dtype="float32")
+
+    monkeypatch.setattr(calibration, "_measure", measure)
+    return asked
+
+
+def test_calibrate_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured(monkeypatch, 0.5)
+    assert calibration.calibrate("cpu")["forward"]["float32"] == math.inf
+    assert calibration.calibrate("cpu")["forward"]["float32"] == math.inf
+    assert asked == ["cpu"]
+    assert choice()["backend"] == "stock"
+    measured(monkeypatch, 2.0)
+    assert calibration.calibrate("cpu", force=True)["forward"]["float32"] == 0.0
+    assert choice()["backend"] == "cpu"
+
+
+def test_force_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured(monkeypatch, 2.0)
+    calibration.calibrate("cpu")
+    monkeypatch.setenv("MPS_SDPA_FORCE_CALIBRATE", "1")
+    environment.cache_clear()
+    calibration.calibrate("cpu")
+    assert asked == ["cpu", "cpu"]
+
+
+def test_a_device_without_a_back_end_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="no back end can be used on device 'meta'"):
+        calibration.calibrate("meta")
+
+
+def test_the_real_path_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(calibration._LENGTHS, "cpu", (16,))
+    monkeypatch.setattr(calibration.time, "monotonic", lambda: 0.0)  # the budget is never spent
+    found = calibration.calibrate("cpu")
+    assert set(found) == set(PASSES)
+    assert len(calibration.measured_points("cpu")) == 12
+    assert all(point.speedup > 0 for point in calibration.measured_points("cpu"))
