@@ -5,17 +5,20 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 
 #include "cases.h"
 #include "options.h"
 #include "oracle.h"
 #include "sdpa/attention.h"
+#include "sdpa/cpu/instruction_set.h"
 #include "sdpa/registry.h"
 #include "sdpa/threads.h"
 #include "tensors.h"
@@ -61,6 +64,17 @@ TensorView without_columns(TensorView view, DType dtype) {
   return view;
 }
 
+/// Runs a call whose results have been allocated, without the GIL, and counts it.
+Choice run(const ForwardTensors& tensors, const Options& options) {
+  Choice choice;
+  {
+    const nb::gil_scoped_release unlocked;
+    choice = sdpa::forward(tensors, options.attributes, options.request);
+  }
+  count_call(choice.backend);
+  return choice;
+}
+
 /// (out, lse or None, Choice or None); out is None where torch's own function is to run. None for
 /// tensors that are not on the CPU.
 nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handle mask,
@@ -74,14 +88,53 @@ nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handl
     lse = allocate(t.lse, Order::kRowMajor);
     t.lse = with_column(t.lse);
   }
-  Choice choice;
-  {
-    const nb::gil_scoped_release unlocked;
-    choice = sdpa::forward(t, options.attributes, options.request);
-  }
-  count_call(choice.backend);
+  Choice choice = run(t, options);
   if (choice.backend == nullptr) out = lse = nb::none();
   return nb::make_tuple(out, lse, remarkable(std::move(choice), options));
+}
+
+/// The log-sum-exp of a call that autograd will come back to, without the cost of a tensor.
+struct SavedLse {
+  std::unique_ptr<double[]> memory;
+  TensorView view;
+};
+
+SavedLse allocate_lse(const TensorView& out, DType dtype) {
+  SavedLse lse{.memory = nullptr, .view = without_columns(out, wide(dtype))};
+  std::int64_t count = 1;
+  for (int dim = lse.view.rank - 1; dim >= 0; --dim) {
+    lse.view.strides[static_cast<std::size_t>(dim)] = count;
+    count *= lse.view.shape[static_cast<std::size_t>(dim)];
+  }
+  lse.memory = std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(count));
+  lse.view.data = lse.memory.get();
+  lse.view = with_column(lse.view);
+  return lse;
+}
+
+void set_attribute(nb::handle object, PyObject* name, nb::handle value) {
+  if (PyObject_SetAttr(object.ptr(), name, value.ptr()) != 0) throw nb::python_error();
+}
+
+/// The `forward` of an autograd function for calls without sinks whose LSE is not wanted: saves in
+/// `ctx` what `backward` needs. `call` is (Options, settings). The result is the output, or what
+/// the other `forward` gives where that is remarkable.
+nb::object forward_saving(nb::handle ctx, nb::handle query, nb::handle key, nb::handle value,
+                          nb::handle mask, nb::tuple call) {
+  static PyObject* const kToSave = PyUnicode_InternFromString("to_save");
+  static PyObject* const kCall = PyUnicode_InternFromString("call");
+  const auto& options = nb::cast<const Options&>(call[0]);
+  ForwardTensors t = inputs_of(query, key, value, mask, nb::none());
+  if (t.query.device != sdpa::Device::kCpu) return nb::none();
+  nb::object out = allocate(t.out, order_of(t.query));
+  SavedLse lse = allocate_lse(t.out, t.query.dtype);
+  t.lse = lse.view;
+  nb::object choice = remarkable(run(t, options), options);
+  if (!choice.is_none() && nb::cast<const Choice&>(choice).backend == nullptr)
+    return nb::make_tuple(nb::none(), nb::none(), choice);
+  set_attribute(ctx, kToSave, nb::make_tuple(query, key, value, mask, out));
+  set_attribute(ctx, kCall, nb::make_tuple(call[0], call[1], nb::cast(std::move(lse))));
+  return choice.is_none() ? out : nb::object(nb::make_tuple(out, nb::none(), choice));
 }
 
 /// The gradients a caller can ask for, as bits of `wanted`, in the order they are returned.
@@ -121,8 +174,13 @@ nb::list allocate_gradients(BackwardTensors& t, int wanted) {
   return list;
 }
 
+TensorView lse_of(nb::handle object) {
+  if (nb::isinstance<SavedLse>(object)) return nb::cast<const SavedLse&>(object).view;
+  return with_column(view_of(object, "lse"));
+}
+
 /// ([five gradients or None], Choice or None). `saved` is (query, key, value, mask, sinks, out,
-/// lse).
+/// lse), the last a tensor or what forward_saving kept.
 nb::object backward(nb::tuple saved, nb::handle grad_out, nb::handle grad_lse,
                     const Options& options, int wanted) {
   const ForwardTensors in = inputs_of(saved[0], saved[1], saved[2], saved[3], saved[4]);
@@ -132,7 +190,7 @@ nb::object backward(nb::tuple saved, nb::handle grad_out, nb::handle grad_lse,
                     .mask = in.mask,
                     .sinks = in.sinks,
                     .out = view_of(saved[5], "out"),
-                    .lse = with_column(view_of(saved[6], "lse")),
+                    .lse = lse_of(saved[6]),
                     .grad_out = view_of(grad_out, "grad_out"),
                     .grad_lse = with_column(view_of(grad_lse, "grad_lse"))};
   nb::list gradients = allocate_gradients(t, wanted);
@@ -193,6 +251,14 @@ void reset_call_counts() {
   for (auto& count : call_counts) count = 0;
 }
 
+/// [(name, whether this processor runs it)], fastest first.
+nb::list list_instruction_sets() {
+  nb::list list;
+  for (const sdpa::cpu::InstructionSet& set : sdpa::cpu::instruction_sets())
+    list.append(nb::make_tuple(set.name, set.runs_here));
+  return list;
+}
+
 /// User mistakes are RuntimeErrors, as those of torch's own function are.
 void translate_exception(const std::exception_ptr& pointer, void*) {
   try {
@@ -216,6 +282,9 @@ NB_MODULE(_core, m) {
   m.def("classify", &classify, arg("query"), arg("key"), arg("value"), arg("mask").none());
   m.def("forward", &forward, arg("query"), arg("key"), arg("value"), arg("mask").none(),
         arg("sinks").none(), arg("options"), arg("want_lse"));
+  nb::class_<SavedLse>(m, "SavedLse", "The log-sum-exp that a backward pass needs");
+  m.def("forward_saving", &forward_saving, arg("ctx"), arg("query"), arg("key"), arg("value"),
+        arg("mask").none(), arg("call"));
   m.def("backward", &backward, arg("saved"), arg("grad_out"), arg("grad_lse").none(),
         arg("options"), arg("wanted"));
   m.def("explain", &explain, arg("query"), arg("key"), arg("value"), arg("mask").none(),
@@ -223,6 +292,9 @@ NB_MODULE(_core, m) {
   m.def("backends", &list_backends);
   m.def("call_counts", &read_call_counts);
   m.def("reset_call_counts", &reset_call_counts);
+  m.def("instruction_sets", &list_instruction_sets);
+  m.def("instruction_set", [] { return sdpa::cpu::instruction_set().name; });
+  m.def("set_instruction_set", &sdpa::cpu::set_instruction_set, arg("name"));
   m.def("thread_count", &sdpa::thread_count);
   m.def("set_thread_count", &sdpa::set_thread_count, arg("count"));
 }

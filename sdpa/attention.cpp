@@ -16,8 +16,6 @@
 namespace sdpa {
 namespace {
 
-constexpr int kBatchDims = kMaxRank - 3;  ///< leading dimensions of a view of full rank
-
 /// A tensor of the call and the sizes that its last three dimensions broadcast to.
 struct Operand {
   TensorView* view;
@@ -81,16 +79,25 @@ void merge(TensorView& view) {
   erase_dim(view, 0);
 }
 
+/// Enlarges a dimension of size 1 by a stride of 0.
+void enlarge(TensorView& view, int dim, std::int64_t size) {
+  const auto index = static_cast<std::size_t>(dim);
+  if (view.shape[index] == size) return;
+  view.shape[index] = size;
+  view.strides[index] = 0;
+}
+
 /// Brings every operand to the sizes it broadcasts to; then merges leading dimensions while all
 /// operands can, until rank 4 is reached or one cannot.
 void canonicalize(std::vector<Operand>& list, const TensorView& out) {
-  const TensorView full = with_rank(out, kMaxRank);
+  const int rank = std::max(out.rank, 4);
+  const TensorView full = with_rank(out, rank);
   for (auto& [view, heads, rows, columns] : list) {
-    *view = with_rank(*view, kMaxRank);
-    for (int dim = 0; dim < kBatchDims; ++dim) *view = expanded(*view, dim, full.shape[dim]);
-    *view = expanded(*view, kBatchDims, heads);
-    *view = expanded(*view, kBatchDims + 1, rows);
-    *view = expanded(*view, kBatchDims + 2, columns);
+    if (view->rank != rank) *view = with_rank(*view, rank);
+    for (int dim = 0; dim < rank - 3; ++dim) enlarge(*view, dim, full.shape[dim]);
+    enlarge(*view, rank - 3, heads);
+    enlarge(*view, rank - 2, rows);
+    enlarge(*view, rank - 1, columns);
   }
   while (list[0].view->rank > 4 &&
          std::ranges::all_of(list, [](const Operand& o) { return merges(*o.view); }))

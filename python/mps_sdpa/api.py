@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -49,17 +49,16 @@ def sdpa_opt(
         if dropout_p == 0.0 and not is_special():
             kind = _classify(query, key, value, attn_mask)
             if kind:
-                found: tuple[Tensor | None, Tensor | None, _core.Choice | None] | None
                 training = kind != PLAIN and _is_grad_enabled()
-                options, settings = sdpa_options(is_causal, scale, backend, training)
+                call = sdpa_options(is_causal, scale, backend, training)
                 if training:
-                    found = apply_plain(
-                        query, key, value, attn_mask, None, options, settings, False
-                    )
+                    out: Any = apply_plain(query, key, value, attn_mask, call)
                 else:
-                    found = _forward(query, key, value, attn_mask, None, options, False)
-                if found is not None and found[0] is not None and found[2] is None:
-                    return found[0]
+                    out = _forward(query, key, value, attn_mask, None, call[0], False)
+                if type(out) is tuple and out[2] is None:
+                    out = out[0]
+                if type(out) is Tensor:
+                    return out
     except (RuntimeError, TypeError):
         pass  # the general door below finds out what is wrong and says so
     settings = sdpa_settings(dropout_p, is_causal, scale, backend)

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from mps_sdpa import _core, composite
 from mps_sdpa.settings import Settings
 
-__all__ = ["AttentionFunction", "apply", "apply_plain"]
+__all__ = ["AttentionFunction", "PlainFunction", "apply", "apply_plain"]
 
 
 class AttentionFunction(Function):
@@ -59,14 +59,37 @@ class AttentionFunction(Function):
         return (*gradients, None, None, None)
 
 
-#: `AttentionFunction.apply` without its check for transforms, which the caller has made.
-apply_plain: Callable[..., Any] = super(Function, AttentionFunction).apply
-#: The whole `apply`, typed.
+class PlainFunction(Function):
+    """(query, key, value, mask, (options, settings)) -> out: the cheap way, without sinks or LSE.
+
+    Its forward is compiled. Where the choice is remarkable, the result is (out, None, choice).
+    """
+
+    forward = staticmethod(_core.forward_saving)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, out = ctx.saved_tensors
+        options, settings, lse = ctx.call
+        asked = ctx.needs_input_grad
+        wanted = (asked[0], asked[1], asked[2], asked[3], False)
+        if torch.is_grad_enabled():
+            inputs = (query, key, value, mask, None)
+            gradients = _differentiable(inputs, wanted, settings, grad_out, None)
+        else:
+            saved = (query, key, value, mask, None, out, lse)
+            gradients = _fused(saved, wanted, options, grad_out, None)
+        return (*gradients[:4], None)
+
+
+#: `PlainFunction.apply` without its check for transforms, which the caller has made.
+apply_plain: Callable[..., Any] = super(Function, PlainFunction).apply
+#: `AttentionFunction.apply`, typed.
 apply: Callable[..., Any] = AttentionFunction.apply
 
 
 def _fused(
-    saved: tuple[Tensor | None, ...],
+    saved: tuple[Tensor | _core.SavedLse | None, ...],
     wanted: tuple[bool, ...],
     options: _core.Options,
     grad_out: Tensor,
@@ -79,7 +102,7 @@ def _fused(
         if gradient is None:
             continue
         tensor = saved[index]
-        assert tensor is not None
+        assert isinstance(tensor, Tensor)
         if gradient.shape != tensor.shape:
             gradient = gradient.sum_to_size(tensor.shape)
         if gradient.dtype != tensor.dtype:

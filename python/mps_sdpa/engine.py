@@ -118,10 +118,10 @@ _tracing = torch._C._get_tracing_state
 
 def is_special() -> bool:
     """Whether anything is going on in torch that the fast door does not know."""
-    return bool(
+    return (
         _transforms()
-        or _dispatch_modes()
-        or _function_modes()
+        or _dispatch_modes() != 0
+        or _function_modes() != 0
         or _autocast()
         or _tracing() is not None
     )
