@@ -12,12 +12,6 @@
 namespace sdpa::cases {
 namespace {
 
-bool is_close(double actual, double expected, const Tolerance& allowed) {
-  if (std::isnan(expected)) return std::isnan(actual);
-  if (std::isinf(expected)) return actual == expected;
-  return std::abs(actual - expected) <= allowed.absolute + allowed.relative * std::abs(expected);
-}
-
 std::string position(std::size_t index, const TensorView& view) {
   std::ostringstream text;
   std::int64_t rest = static_cast<std::int64_t>(index), size = view.element_count();
@@ -117,6 +111,12 @@ Tolerance tolerance(DType dtype, Pass pass) {
     default:
       return {factor * 5e-3, factor * 5e-2};
   }
+}
+
+bool is_close(double actual, double expected, const Tolerance& allowed) {
+  if (std::isnan(expected)) return std::isnan(actual);
+  if (std::isinf(expected)) return actual == expected;
+  return std::abs(actual - expected) <= allowed.absolute + allowed.relative * std::abs(expected);
 }
 
 std::vector<std::string> forward_failures(const CaseData& data, const Expected& e) {

@@ -42,6 +42,9 @@ struct Tolerance {
 /// The accuracy contract: the only place that says how close is close enough.
 Tolerance tolerance(DType dtype, Pass pass);
 
+/// NaN is close to NaN, and an infinity to itself.
+bool is_close(double actual, double expected, const Tolerance& allowed);
+
 /// What came of running a case on a back end.
 struct Outcome {
   std::vector<std::string> refusals;  ///< the back end's reasons, with the pass in front
