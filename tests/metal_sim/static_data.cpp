@@ -8,14 +8,26 @@
 namespace sim {
 namespace {
 
+struct Range {
+  uintptr_t begin = 0, bytes = 0;
+
+  bool contains(uintptr_t address) const { return address - begin < bytes; }
+};
+
+struct Search {
+  uintptr_t address;
+  Range found;
+};
+
 // Called for each loaded object; not zero ends the search.
-int holds_address(dl_phdr_info* object, size_t, void* address) {
-  const auto wanted = *static_cast<uintptr_t*>(address);
+int find_segment(dl_phdr_info* object, size_t, void* data) {
+  auto& search = *static_cast<Search*>(data);
   for (int i = 0; i < object->dlpi_phnum; i++) {
     const auto& segment = object->dlpi_phdr[i];
-    if (segment.p_type == PT_LOAD &&
-        wanted - (object->dlpi_addr + segment.p_vaddr) < segment.p_memsz)
-      return 1;
+    const Range range{object->dlpi_addr + segment.p_vaddr, segment.p_memsz};
+    if (segment.p_type != PT_LOAD || !range.contains(search.address)) continue;
+    search.found = range;
+    return 1;
   }
   return 0;
 }
@@ -23,8 +35,14 @@ int holds_address(dl_phdr_info* object, size_t, void* address) {
 }  // namespace
 
 bool is_static_data(const void* address) {
-  auto wanted = reinterpret_cast<uintptr_t>(address);
-  return dl_iterate_phdr(holds_address, &wanted) != 0;
+  // Kernels read their constants again and again, and the search takes a microsecond.
+  static thread_local Range last;
+  const auto wanted = reinterpret_cast<uintptr_t>(address);
+  if (last.contains(wanted)) return true;
+  Search search{wanted, {}};
+  dl_iterate_phdr(find_segment, &search);
+  if (search.found.bytes) last = search.found;
+  return search.found.bytes != 0;
 }
 
 }  // namespace sim
