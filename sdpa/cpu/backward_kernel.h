@@ -146,10 +146,12 @@ class BackwardKernel {
     const TensorRows lse = unit_rows(t_.lse);
     TensorRows grad_lse{};
     if (t_.grad_lse.is_present()) grad_lse = unit_rows(t_.grad_lse);
+    has_nan_row_ = false;
     for (int row = 0; row < lanes_; ++row) {
       const float value =
           row < rows_ ? *reinterpret_cast<const float*>(lse.row[row]) : kMinusInfinity;
       const bool sees = value != kMinusInfinity;
+      has_nan_row_ |= value != value;
       at(m_.lse)[row] = sees ? value * kLog2E : -kMinusInfinity;
       float& extra = at(m_.grad_lse)[row];
       extra = sees && grad_lse.rows > 0 ? *reinterpret_cast<const float*>(grad_lse.row[row]) : 0;
@@ -304,8 +306,18 @@ class BackwardKernel {
                                  for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
                                    x = exp2<S>(S::sub(x, S::load(lse + j * S::kLanes)));
                                  });
+                                 if (has_nan_row_ && panel.coverage == Coverage::kPartial)
+                                   keep_visible(panel.mask, step_ + key, tile);
                                  store(tile, at(m_.p) + key * lanes_ + start, lanes_);
                                });
+  }
+
+  /// P = 0 where a lane sees nothing, once more: with a log-sum-exp of NaN, exp2(-inf - lse2) is
+  /// not.
+  template <class T>
+  static SDPA_INLINE void keep_visible(const ScoreMask<S>& mask, int key, T& tile) {
+    for_each(tile, [&](auto i, auto j, V& x)
+                       SDPA_INLINE_LAMBDA { x = S::keep(sees<S>(mask.visible, key + i, j), x); });
   }
 
   template <int Columns>
@@ -466,6 +478,7 @@ class BackwardKernel {
   int rows_ = 0, lanes_ = 0, step_ = 0, step_end_ = 0;
   bool adds_to_mask_ = false;  ///< instead of gathering dQ, dK and dV
   bool is_one_block_ = false, has_exact_delta_ = false;
+  bool has_nan_row_ = false;
   bool query_is_finite_ = true, grad_out_is_finite_ = true, key_is_finite_ = true;
 };
 
