@@ -48,6 +48,7 @@ TEST_F(AppleRuntime, ReachesMetal) {
   const AutoreleasePool pool;
   void* metal = runtime().framework(kMetal);
   ASSERT_NE(metal, nullptr);
+  mac_.runtime.framework("CoreGraphics");  // there is no stand-in for its binary
   const auto device = call<Ref<MTLDevice>, "MTLCreateSystemDefaultDevice">(metal);
   EXPECT_EQ(text_of(send<Handle<NSString>>(device, "name"_sel)), "Apple M4");
   EXPECT_TRUE(responds(device, "maxBufferLength"_sel));

@@ -122,8 +122,12 @@ struct Device : Body {
   }
 };
 
+/// A program without a window gets no device where CoreGraphics is not loaded.
 apple::Id create_device() {
-  return current_gpu().faults.no_device ? nullptr : make<Device>("MTLDevice").object;
+  if (current_gpu().faults.no_device || !current_runtime().has_loaded("CoreGraphics")) {
+    return nullptr;
+  }
+  return make<Device>("MTLDevice").object;
 }
 
 }  // namespace

@@ -162,7 +162,15 @@ const Method* FakeRuntime::find(Id receiver, Selector selector) const {
 
 void* FakeRuntime::framework(const char* path) {
   const std::string name = std::string(path).substr(std::string(path).rfind('/') + 1);
-  return system_.missing.contains(name) ? nullptr : this;
+  if (system_.missing.contains(name)) return nullptr;
+  const std::lock_guard lock(mutex_);
+  loaded_.insert(name);
+  return this;
+}
+
+bool FakeRuntime::has_loaded(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  return loaded_.contains(name);
 }
 
 void* FakeRuntime::function(void* framework, const char* name, const char* encoding) {

@@ -97,6 +97,9 @@ class FakeRuntime : public apple::Runtime {
   /// All mistakes so far, with the objects that are still alive as leaks.
   std::vector<std::string> finish();
 
+  /// Whether a framework was loaded, by its name.
+  bool has_loaded(const std::string& name);
+
   /// Every message that the fake can answer.
   std::vector<const apple::Message*> implemented() const;
 
@@ -127,6 +130,7 @@ class FakeRuntime : public apple::Runtime {
 
   std::mutex mutex_;  // of all below
   std::vector<std::string> mistakes_;
+  std::set<std::string> loaded_;
   std::vector<std::unique_ptr<apple::Object>> objects_;
 };
 

@@ -228,6 +228,19 @@ TEST_F(Launcher, DescribesTheDevice) {
   EXPECT_EQ(cores_of("m4 pro"), 20);
 }
 
+TEST(OlderSystem, CompilesWithoutMathModes) {
+  HostKernels kernels = test_kernels();
+  FakeMac mac(kernels, {.macos_major = 14});
+  {
+    const Gpu gpu;
+    Pipelines pipelines(gpu, source_of);
+    const Data data(0);
+    run(gpu, pipelines, data);
+    data.expect_results();
+  }
+  EXPECT_EQ(mac.runtime.finish(), std::vector<std::string>());
+}
+
 // A kernel that needs many registers may have fewer threads than the plan asks for.
 TEST(LauncherLimits, TellsHowManyThreadsAKernelMayHave) {
   HostKernels kernels = test_kernels(48);
@@ -277,6 +290,19 @@ TEST_F(Launcher, FailsWhereAKernelDoesNotCompile) {
   EXPECT_EQ(failure(),
             "The Metal kernel scaled could not be compiled: program_source:7: error: unknown type "
             "name 'bfloat'");
+}
+
+TEST_F(Launcher, FailsWhereALibraryLacksItsKernel) {
+  try {
+    const Gpu gpu;
+    Pipelines pipelines(gpu, [](const Dispatch&) { return std::string("kernel void other"); });
+    run(gpu, pipelines, Data(1));
+    FAIL() << "a kernel was found";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "The Metal kernel scaled could not be compiled: its library has no function of "
+                 "that name");
+  }
 }
 
 TEST_F(Launcher, FailsWhereAPipelineIsRefused) {

@@ -84,8 +84,10 @@ TEST_F(Rules, ReleasedArgument) {
 }
 
 TEST_F(Rules, MissingPool) {
-  breaks("no autorelease pool around the message that made MTLDevice",
-         [] { call<Ref<MTLDevice>, "MTLCreateSystemDefaultDevice">(runtime().framework(kMetal)); });
+  breaks("no autorelease pool around the message that made MTLDevice", [] {
+    runtime().framework(kCoreGraphics);
+    call<Ref<MTLDevice>, "MTLCreateSystemDefaultDevice">(runtime().framework(kMetal));
+  });
 }
 
 TEST_F(Rules, MissingPoolLeaksWhatIsAutoreleased) {

@@ -20,6 +20,8 @@ using apple_fake::Launch;
 inline constexpr MTLSize kOne = {1, 1, 1};
 inline constexpr MTLSize kLanes = {32, 1, 1};
 inline constexpr const char* kMetal = "/System/Library/Frameworks/Metal.framework/Metal";
+inline constexpr const char* kCoreGraphics =
+    "/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics";
 inline constexpr const char* kSource = "kernel void twice";
 enum class LanguageVersion : NSUInteger { k3_1 = (3 << 16) + 1, k4_0 = 4 << 16 };
 enum class MathMode : NSInteger { kSafe = 0, kFast = 2 };
@@ -43,6 +45,7 @@ inline HostKernels test_kernels() {
 /// Everything between a device and an open encoder; ends and commits on demand.
 struct Session {
   AutoreleasePool pool;
+  void* graphics = runtime().framework(kCoreGraphics);
   void* framework = runtime().framework(kMetal);
   Ref<MTLDevice> device = call<Ref<MTLDevice>, "MTLCreateSystemDefaultDevice">(framework);
   Ref<MTLCommandQueue> queue = send<Ref<MTLCommandQueue>>(device, "newCommandQueue"_sel);
