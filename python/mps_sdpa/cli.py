@@ -18,6 +18,7 @@ _COMMANDS = {
     "self-test": ("cli_check", "is this installation right? Under a second"),
     "correctness": ("cli_check", "compare a back end with double precision, case by case"),
     "benchmark": ("cli_benchmark", "time a back end against torch's own attention"),
+    "report": ("cli_benchmark", "draw one or two saved benchmarks as one HTML page"),
     "explain": ("cli_inspect", "which back end would run a problem, which kernel, and why"),
     "calibrate": ("cli_inspect", "measure from which size on each back end beats torch"),
     "run": ("cli_run", "run an unchanged torch program on us"),

@@ -85,17 +85,22 @@ def benchmark(
         train=which == "train",
         pairs=pairs,
         cold=measure_cold,
+        accuracy=out is not None and out.suffix != ".csv",
     )
     chosen = cases.suite(suite, dtype=dtype, limit=limit)
     if not chosen:
         raise click.UsageError("the suite has no case of these flags")
     machine = {**environment.describe_machine(), "notes": environment.load_notes()}
     limits = peaks.measure_peaks(device)
-    rows = [
-        benchmark.measure(case, plan, limits)
-        for case in progress.track(chosen, lambda case: case.name)
-    ]
-    document = benchmark.document(rows, plan, suite, machine, limits)
+    rows, refused = [], {}
+    for case in progress.track(chosen, lambda case: case.name):
+        if reason := benchmark.refusal(case, plan):
+            refused[case.name] = reason
+        else:
+            rows.append(benchmark.measure(case, plan, limits))
+    if not rows:
+        raise click.UsageError(f"every case is refused: {next(iter(refused.values()))}")
+    document = benchmark.document(rows, plan, suite, machine, limits, refused)
     if out is not None:
         _write(document, out)
     if shared.for_people(as_json):
@@ -142,6 +147,8 @@ def _write_csv(document: dict[str, Any], out: Path) -> None:
 
 def show(document: dict[str, Any]) -> None:
     """The table of a benchmark."""
+    from mps_sdpa.harness import benchmark
+
     console, plan = shared.console(), document["plan"]
     machine, peaks = document["environment"], document["peaks"]
     table = Table(title=f"{plan['candidate']} against {plan['baseline']}", title_justify="left")
@@ -164,7 +171,7 @@ def show(document: dict[str, Any]) -> None:
     console.print(table)
     for note in [*machine["notes"], *_row_notes(document)]:
         console.print(f"[yellow]note[/] {note}")
-    console.print(conclusion(document))
+    console.print(benchmark.conclusion(document))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -186,20 +193,6 @@ def _megabytes(size: int | None) -> str:
 
 def _row_notes(document: dict[str, Any]) -> list[str]:
     return [f"{row['case_id']}: {note}" for row in document["rows"] for note in row["notes"]]
-
-
-def conclusion(document: dict[str, Any]) -> str:
-    """The weighted mean in words; no winner while its interval spans 1."""
-    low, high = document["weighted_geomean_interval"]
-    mean = document["weighted_geomean_candidate_over_baseline"]
-    plan = document["plan"]
-    text = (
-        f"weighted geometric mean of the speed-up: {1 / mean:.2f} [{1 / high:.2f}, {1 / low:.2f}]"
-    )
-    if low <= 1 <= high:
-        return f"{text}; the interval spans 1, so neither is called faster"
-    faster = plan["candidate"] if high < 1 else plan["baseline"]
-    return f"{text}; {faster} is faster"
 
 
 @click.command(

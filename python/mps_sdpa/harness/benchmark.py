@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mps_sdpa.harness import calls
+import mps_sdpa
+from mps_sdpa import calibration, threshold_cache
+from mps_sdpa.harness import calls, reference
 from mps_sdpa.harness.cases import SHORT_NAMES, Case
-from mps_sdpa.harness.data import make_inputs
+from mps_sdpa.harness.data import Inputs, make_inputs
+from mps_sdpa.harness.errors import compare, tolerance
 from mps_sdpa.harness.memory import peak_bytes
 from mps_sdpa.harness.peaks import Peaks, synchronizer
 from mps_sdpa.harness.timing import Floats, Interval, Paired, paired, weighted_geomean
@@ -29,6 +32,7 @@ class Plan:
     train: bool = False
     pairs: int | None = None
     cold: bool = False
+    accuracy: bool = False
     seed: int = 0
 
 
@@ -50,6 +54,8 @@ class Row:
     intensity: float
     candidate_bytes: int | None
     baseline_bytes: int | None
+    candidate_error: float | None = None
+    baseline_error: float | None = None
     cold_ms: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -73,7 +79,29 @@ def measure(case: Case, plan: Plan, peaks: Peaks) -> Row:
     runs = [calls.train_call(f, inputs) if plan.train else no_grad(f) for f in forwards]
     timed = paired(*runs, pairs=plan.pairs, synchronize=synchronizer(plan.device), seed=plan.seed)
     candidate_bytes, baseline_bytes = (peak_bytes(run, plan.device) for run in runs)
-    return _row(case, plan, peaks, timed, candidate_bytes, baseline_bytes)
+    row = _row(case, plan, peaks, timed, candidate_bytes, baseline_bytes)
+    if plan.accuracy and case.dropout == 0:
+        row.candidate_error, row.baseline_error = _errors(case, inputs, forwards)
+    return row
+
+
+def _errors(case: Case, inputs: Inputs, forwards: list[calls.Forward]) -> tuple[float, ...]:
+    """The largest difference of each output from double precision."""
+    expected = reference.forward(case, inputs).out
+    allowed = tolerance(case.torch_dtype)
+    outputs = (no_grad(forward)() for forward in forwards)
+    return tuple(compare("out", out, expected, allowed).max_abs_err for out in outputs)
+
+
+def refusal(case: Case, plan: Plan) -> str | None:
+    """Why the candidate or the baseline cannot run a case."""
+    inputs = make_inputs(case, seed=plan.seed, device=plan.device)
+    for name in (plan.candidate, plan.baseline):
+        if name == "stock":
+            continue
+        if reason := calls.refusal(case, inputs, name, gradients=plan.train):
+            return f"{name}: {reason}"
+    return None
 
 
 def no_grad(forward: calls.Forward) -> calls.Forward:
@@ -156,7 +184,12 @@ def overall(rows: list[Row]) -> Interval:
 
 
 def document(
-    rows: list[Row], plan: Plan, suite: str, environment: dict[str, Any], peaks: Peaks
+    rows: list[Row],
+    plan: Plan,
+    suite: str,
+    environment: dict[str, Any],
+    peaks: Peaks,
+    refused: dict[str, str],
 ) -> dict[str, Any]:
     """The whole result as JSON keeps it; a report is drawn from this alone."""
     mean = overall(rows)
@@ -170,4 +203,31 @@ def document(
         "weighted_geomean_candidate_over_baseline": mean.value,
         "weighted_geomean_interval": [mean.low, mean.high],
         "rows": [row.as_dict() for row in rows],
+        "refused": {**mps_sdpa.backend_status()["unavailable"], **refused},
+        "calibration": _calibration(plan.device),
     }
+
+
+def _calibration(device: str) -> dict[str, Any]:
+    """What the choice knows: kept crossovers, and the points if this process measured them."""
+    kept = threshold_cache.read(device) or {}
+    works = {work for each in kept.values() for work in each.values()}
+    return {
+        "summary": calibration.calibration_summary(device),
+        "points": [asdict(point) for point in calibration.measured_points(device)],
+        "crossovers": sorted(work for work in works if 0 < work < float("inf")),
+    }
+
+
+def conclusion(document: dict[str, Any]) -> str:
+    """The weighted mean in words; no winner while its interval spans 1."""
+    low, high = document["weighted_geomean_interval"]
+    mean = document["weighted_geomean_candidate_over_baseline"]
+    plan = document["plan"]
+    text = (
+        f"weighted geometric mean of the speed-up: {1 / mean:.2f} [{1 / high:.2f}, {1 / low:.2f}]"
+    )
+    if low <= 1 <= high:
+        return f"{text}; the interval spans 1, so neither is called faster"
+    faster = plan["candidate"] if high < 1 else plan["baseline"]
+    return f"{text}; {faster} is faster"

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""Charts as inline SVG: text and shapes whose colours come from the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH = 640
+_LABELS = 190
+_ROW = 22
+_MARGIN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One value with its interval, of the n-th series."""
+
+    value: float
+    low: float
+    high: float
+    series: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One point of a plot, with what a pointer over it tells."""
+
+    x: float
+    y: float
+    title: str
+    series: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Maps values to pixels, logarithmically where told."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def at(self, value: float) -> float:
+        low, high, value = (self._scaled(v) for v in (self.low, self.high, value))
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.start + (self.end - self.start) * min(1.0, max(0.0, share))
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(max(value, 1e-30)) if self.logarithmic else value
+
+    def ticks(self) -> list[float]:
+        if self.logarithmic:
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+            powers = (10.0**n for n in range(first, last + 1))
+            return [tick for tick in powers if self.low <= tick <= self.high]
+        step = _round_step((self.high - self.low) / 5)
+        count = int((self.high - self.low) / step + 1e-9)
+        return [self.low + n * step for n in range(count + 1)]
+
+
+def _round_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(max(rough, 1e-30)))
+    return next(n * power for n in (1, 2, 5, 10) if n * power >= rough * 0.999)
+
+
+def bars(rows: Sequence[tuple[str, Sequence[Bar]]], unit: str, *, reference: float | None) -> str:
+    """Horizontal bars with error bars, one group a row, and a line at `reference`."""
+    largest = max((bar.high for _, group in rows for bar in group), default=1.0)
+    axis = Axis(0, max(largest, reference or 0.0) * 1.05 or 1.0, _LABELS, _WIDTH - _MARGIN)
+    parts: list[str] = []
+    y = float(_MARGIN)
+    for label, group in rows:
+        middle = y + _ROW * len(group) / 2
+        parts.append(_text(_LABELS - 8, middle + 4, label, anchor="end", limit=27))
+        for bar in group:
+            parts.append(_bar(bar, axis, y))
+            y += _ROW
+        y += 6
+    height = y + 26
+    parts += [_tick(axis, tick, y, height) for tick in axis.ticks()]
+    if reference is not None:
+        x = axis.at(reference)
+        parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y:.1f}"/>')
+    parts.append(_text(_WIDTH - _MARGIN, height + 12, unit, anchor="end"))
+    return _picture(height + 20, parts)
+
+
+def _bar(bar: Bar, axis: Axis, y: float) -> str:
+    start, end = axis.at(0), axis.at(bar.value)
+    low, high, middle = axis.at(bar.low), axis.at(bar.high), y + _ROW / 2
+    title = f"{bar.value:.3g} [{bar.low:.3g}, {bar.high:.3g}]"
+    return (
+        f'<g><title>{title}</title><rect class="s{bar.series}" x="{start:.1f}" y="{y + 3:.1f}" '
+        f'width="{max(end - start, 1):.1f}" height="{_ROW - 6}"/>'
+        f'<line class="error" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
+        f"</g>"
+    )
+
+
+def _tick(axis: Axis, value: float, y: float, height: float) -> str:
+    x = axis.at(value)
+    line = f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y:.1f}"/>'
+    return line + _text(x, height - 8, f"{value:.3g}", anchor="middle")
+
+
+def plot(
+    marks: Iterable[Mark],
+    lines: Iterable[Sequence[tuple[float, float]]],
+    titles: tuple[str, str],
+) -> str:
+    """Points and polylines on two logarithmic axes with these titles."""
+    points, curves = list(marks), [list(line) for line in lines]
+    xs = [point.x for point in points] + [x for curve in curves for x, _ in curve]
+    ys = [point.y for point in points] + [y for curve in curves for _, y in curve]
+    height = 340
+    across = Axis(min(xs) / 1.5, max(xs) * 1.5, 60, _WIDTH - _MARGIN, logarithmic=True)
+    up = Axis(min(ys) / 1.5, max(ys) * 1.5, height - 50, _MARGIN, logarithmic=True)
+    parts = [
+        f'<line class="grid" x1="{across.at(x):.1f}" x2="{across.at(x):.1f}" y1="{_MARGIN}" '
+        f'y2="{height - 50}"/>' + _text(across.at(x), height - 34, f"{x:g}", anchor="middle")
+        for x in across.ticks()
+    ]
+    parts += [
+        f'<line class="grid" x1="60" x2="{_WIDTH - _MARGIN}" y1="{up.at(y):.1f}" '
+        f'y2="{up.at(y):.1f}"/>' + _text(54, up.at(y) + 4, f"{y:g}", anchor="end")
+        for y in up.ticks()
+    ]
+    for curve in curves:
+        path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in curve)
+        parts.append(f'<polyline class="limit" points="{path}"/>')
+    parts += [
+        f'<circle class="s{point.series}" cx="{across.at(point.x):.1f}" cy="{up.at(point.y):.1f}" '
+        f'r="5"><title>{escape(point.title)}</title></circle>'
+        for point in points
+    ]
+    parts.append(_text(_WIDTH / 2, height - 12, titles[0], anchor="middle"))
+    parts.append(_text(8, 12, titles[1], anchor="start"))
+    return _picture(height, parts)
+
+
+def _text(x: float, y: float, content: str, *, anchor: str, limit: int = 80) -> str:
+    shown = content if len(content) <= limit else content[: limit - 1] + "…"
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+        f"<title>{escape(content)}</title>{escape(shown)}</text>"
+    )
+
+
+def _picture(height: float, parts: list[str]) -> str:
+    body = "".join(parts)
+    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img">{body}</svg>'

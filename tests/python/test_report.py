@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""The HTML report: whole, self-contained, and with every figure of its documents in it."""
+
+from __future__ import annotations
+
+import copy
+import html.parser
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mps_sdpa import cli
+from mps_sdpa.harness import report, svg
+
+_VOID = {"meta"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects text and shapes; fails on tags that do not balance or point elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not {"src", "href"} & {name for name, _ in attrs}, "the page loads something"
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert "nan" not in str(value) and "inf" not in str(value), (tag, name, value)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real measurement of two short cases."""
+    path = tmp_path_factory.mktemp("report") / "result.json"
+    words = ["benchmark", "--suite", "short", "--limit", "2", "--pairs", "3", "--out", str(path)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert not ended.value.code
+    return path
+
+
+@pytest.fixture
+def document(saved: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(saved.read_text())
+    return content
+
+
+def test_page_shows_every_section_and_figure(document: dict[str, Any]) -> None:
+    found = read(report.page([document]))
+    for title in ("Environment", "Speed-up", "peak", "memory", "Accuracy", "Calibration"):
+        assert title in found.text
+    for row in document["rows"]:
+        assert row["case_id"] in found.text
+        assert f"{row['candidate_ms']:.3f} ms" in found.text
+        assert f"{row['candidate_error']:.1e}" in found.text
+    assert "needs an Apple GPU" in found.text
+    assert found.tags.count("svg") == 3
+    assert found.tags.count("circle") == 2
+
+
+def test_two_documents_stand_side_by_side(document: dict[str, Any]) -> None:
+    slower = copy.deepcopy(document)
+    slower["rows"][0]["speedup"] = {"value": 0.123, "low": 0.12, "high": 0.13}
+    found = read(report.page([document, slower]))
+    assert "0.123 [0.12, 0.13]" in found.text
+    assert found.tags.count("circle") == 4
+
+
+def test_calibration_is_drawn_where_it_was_measured(document: dict[str, Any]) -> None:
+    point = {"which": "train", "dtype": "float32", "work": 1e5, "speedup": 1.5}
+    points = [point, {**point, "work": 1e6, "speedup": 0.8}]
+    document["calibration"].update(points=points, crossovers=[3e5])
+    found = read(report.page([document]))
+    assert found.tags.count("svg") == 4
+    assert "crossovers" in found.text
+
+
+def test_text_is_escaped(document: dict[str, Any]) -> None:
+    document["rows"][0]["case_id"] = "<b>&"
+    document["environment"]["chip"] = "<script>"
+    page = report.page([document])
+    assert "<script>" not in page and "<b>" not in page
+    read(page)
+
+
+def test_axis_maps_ends_and_middle() -> None:
+    plain = svg.Axis(0, 10, 100, 200)
+    assert [plain.at(value) for value in (0, 5, 10, 99)] == [100, 150, 200, 200]
+    assert plain.ticks() == [0, 2, 4, 6, 8, 10]
+    logarithmic = svg.Axis(1, 100, 0, 10, logarithmic=True)
+    assert logarithmic.at(10) == pytest.approx(5)
+    assert logarithmic.ticks() == [1, 10, 100]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.html"
+    assert run(capsys, "report", saved, saved, "--out", out) == (0, "")
+    assert "result.json" in read(out.read_text()).text
+
+
+def test_command_refuses_what_it_did_not_write(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"schema": 1}')
+    code, text = run(capsys, "report", other)
+    assert code == 2
+    assert text == "Error: 'other.json' is not a result that `mps-sdpa benchmark --out` wrote\n"
+    code, text = run(capsys, "report", saved, saved, saved)
+    assert "one or two results make a report, but got 3" in text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium to draw with")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_browser_draws_it(document: dict[str, Any], tmp_path: Path, width: int) -> None:
+    from PIL import Image
+
+    (tmp_path / "page.html").write_text(report.page([document]))
+    shot = tmp_path / "shot.png"
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}"]
+    size = f"--window-size={width},3000"
+    subprocess.run(
+        ["chromium", *words, size, str(tmp_path / "page.html")], check=True, capture_output=True
+    )
+    colours = Image.open(shot).convert("RGB").getcolors(2**24)
+    assert colours is not None
+    assert (37, 99, 168) in {colour for _, colour in colours}, "no bar of the first series"
