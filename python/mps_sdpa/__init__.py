@@ -11,6 +11,7 @@ from mps_sdpa.backends import (
 )
 from mps_sdpa.calibration import calibrate
 from mps_sdpa.explanation import explain
+from mps_sdpa.patch import disable, enable, enabled
 from mps_sdpa.stats import (
     get_call_stats,
     get_fallback_stats,
@@ -26,6 +27,9 @@ __all__ = [
     "available_backends",
     "backend_status",
     "calibrate",
+    "disable",
+    "enable",
+    "enabled",
     "explain",
     "get_call_stats",
     "get_fallback_stats",

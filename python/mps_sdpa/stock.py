@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,10 +14,27 @@ from torch import Tensor
 from mps_sdpa import composite, stats
 from mps_sdpa.settings import Causal, Settings
 
-__all__ = ["original", "stock_attention", "stock_sdpa"]
+__all__ = ["is_running", "original", "stock_attention", "stock_sdpa"]
 
 #: Bound when this module is first imported, which is before `enable()` can replace it.
 original = F.scaled_dot_product_attention
+
+
+_running = threading.local()
+
+
+def is_running() -> bool:
+    """Whether this thread is inside a call that torch's own kernels shall compute."""
+    return getattr(_running, "depth", 0) > 0
+
+
+@contextlib.contextmanager
+def _as_stock() -> Iterator[None]:
+    _running.depth = getattr(_running, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _running.depth -= 1
 
 
 def _with_causal(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -45,17 +66,11 @@ def stock_sdpa(
         if is_causal:
             attn_mask, is_causal = _with_causal(attn_mask, query, key), False
     heads = _heads(query)
-    grouped = enable_gqa or (heads != _heads(key) and 1 not in (heads, _heads(key)))
-    out: Tensor = original(
-        query,
-        key,
-        value,
-        attn_mask,
-        dropout_p,
-        is_causal,
-        scale=scale,
-        enable_gqa=grouped,
-    )
+    grouped = enable_gqa or bool(heads != _heads(key) and 1 not in (heads, _heads(key)))
+    with _as_stock():
+        out: Tensor = original(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=grouped
+        )
     stats.record_stock_call()
     return out
 
