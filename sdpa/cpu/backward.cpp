@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <numbers>
 
 #include "sdpa/element.h"
 #include "sdpa/reference.h"
@@ -153,7 +152,7 @@ class Pass {
     sinks_ = allocate(s_.q_heads);
     sink_terms_ = allocate(s_.batch * s_.q_heads * s_.q_len);
     for (std::int64_t head = 0; head < s_.q_heads; ++head)
-      sinks_[head] = static_cast<float>(read(t_.sinks, 0, head, 0, 0) * std::numbers::log2e);
+      sinks_[head] = sink_logit(t_.sinks, head);
     job_.sinks = sinks_.get();
     job_.sink_terms = sink_terms_.get();
   }

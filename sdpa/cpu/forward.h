@@ -118,38 +118,12 @@ struct ForwardTask {
     block.is_started = false;
     for (int lane = 0; lane < kWidth; ++lane) {
       const float sink = problem.has_sinks && lane < block.lanes.count
-                             ? read_sink(block.lanes.head[lane])
+                             ? sink_logit(tensors.sinks, block.lanes.head[lane])
                              : kMinusInfinity;
       block.row_max[lane] = sink;
       block.base[lane] = sink == kMinusInfinity ? 0 : sink;
       block.row_sum[lane] = sink == kMinusInfinity ? 0 : 1 + (sink - sink);  // NaN stays NaN
     }
-  }
-
-  float read_sink(std::int64_t head) const {
-    const auto& sinks = tensors.sinks;
-    const std::int64_t element = head * sinks.strides[1];
-    float value;
-    switch (sinks.dtype) {
-      case DType::kFloat32:
-        value = static_cast<const float*>(sinks.data)[element];
-        break;
-      case DType::kFloat64:
-        value = static_cast<float>(static_cast<const double*>(sinks.data)[element]);
-        break;
-      case DType::kFloat16:
-        value = first_lane(S::load_part(static_cast<const Float16*>(sinks.data) + element, 1));
-        break;
-      default:
-        value = first_lane(S::load_part(static_cast<const BFloat16*>(sinks.data) + element, 1));
-    }
-    return value * kLog2E;
-  }
-
-  static SDPA_INLINE float first_lane(typename S::Vec v) {
-    float values[S::kLanes];
-    S::store(values, v);
-    return values[0];
   }
 
   void visit_keys(std::int64_t key, int begin, int end) {

@@ -44,6 +44,7 @@ const InstructionSet& instruction_set();
 void set_instruction_set(std::string_view name);
 
 /// One translation unit each, compiled with the flags of its set.
+Kernels avx512_amx_kernels();
 Kernels avx512_bf16_kernels();
 Kernels avx512_kernels();
 Kernels avx2_kernels();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What an x86-64 build has. Chosen by CMake; its siblings serve Arm and everything else.
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "sdpa/cpu/instruction_set.h"
 
@@ -24,10 +26,22 @@ bool has_amx_bfloat16() {
   return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 22 & 1u) != 0;
 }
 
+/// Tile registers enlarge a process's state, so that Linux wants to be asked before their first
+/// use.
+bool may_use_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 }  // namespace
 
 std::span<const InstructionSet> instruction_sets() {
   static const InstructionSet sets[] = {
+      {.name = "avx512_amx",
+       .kernels = avx512_amx_kernels(),
+       .runs_here = runs_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx_bfloat16() &&
+                    may_use_amx(),
+       .is_preferred = true},
       {.name = "avx512_bf16",
        .kernels = avx512_bf16_kernels(),
        .runs_here = runs_avx512() && __builtin_cpu_supports("avx512bf16"),

@@ -2,6 +2,9 @@
 #include "sdpa/cpu/lanes.h"
 
 #include <algorithm>
+#include <numbers>
+
+#include "sdpa/element.h"
 
 namespace sdpa::cpu {
 
@@ -38,6 +41,10 @@ const char* row_address(const TensorView& view, const Lanes& lanes, int lane) {
   const std::int64_t element = lanes.batch * view.strides[0] + lanes.head[lane] * view.strides[1] +
                                lanes.query[lane] * view.strides[2];
   return static_cast<const char*>(view.data) + element * size_bytes(view.dtype);
+}
+
+float sink_logit(const TensorView& sinks, std::int64_t head) {
+  return static_cast<float>(read(sinks, 0, head, 0, 0) * std::numbers::log2e);
 }
 
 }  // namespace sdpa::cpu

@@ -47,4 +47,7 @@ __attribute__((always_inline)) inline Data* row_of(const TensorView& view, const
 /// The same in bytes, for any element type; nullptr for an absent view.
 const char* row_address(const TensorView& view, const Lanes& lanes, int lane);
 
+/// The sink of a query head times log2(e), the unit of scores.
+float sink_logit(const TensorView& sinks, std::int64_t head);
+
 }  // namespace sdpa::cpu

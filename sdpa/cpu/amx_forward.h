@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The forward pass for bfloat16 with AMX products (amx_tile.h).
+//
+//   pack every key/value head once: K by rows, V transposed, zeros where a tile is ragged
+//   for each task: up to 4 blocks of 32 lanes (queries of the heads that share the key head)
+//     pack Q as columns;  O^T = 0
+//     for each block of 128 keys, for each block of lanes that sees some of them:
+//       for 32 keys at a time:  S^T = K Q^T;  soft cap, mask;  P^T = exp2(S^T - m), rounded to
+//       pairs O^T += V^T P^T
+//     O = O^T / l
+//
+// Four blocks of lanes share each block of K and V while it is in the first two levels of cache:
+// 2 KiB of operands for 4 products of 16 cycles is more than the second level alone delivers.
+//
+// m is a running maximum that may be stale: probabilities up to 2^8 are as good as those up to 1,
+// so that O is rescaled only where a score exceeds m by more than 8, which is rare after the first
+// keys.
+//
+// A product of a zero probability and a NaN value would be NaN, so that K and V must be finite
+// here; the caller takes another kernel where they are not.
+
+#include <cstdlib>
+
+#include "sdpa/cpu/amx_tile.h"
+#include "sdpa/cpu/score.h"
+#include "sdpa/cpu/scratch.h"
+#include "sdpa/threads.h"
+
+namespace sdpa::cpu {
+namespace {
+
+constexpr int kTaskBlocks = 4;
+constexpr float kStaleness = 8;
+
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+/// Memory on a cache line of its own, not initialized.
+template <typename Element>
+class AlignedMemory {
+ public:
+  explicit AlignedMemory(std::int64_t count)
+      : data_(static_cast<Element*>(std::aligned_alloc(
+            64, static_cast<std::size_t>(round_up(count * sizeof(Element) + 64, 64))))) {}
+
+  ~AlignedMemory() { std::free(data_); }
+
+  AlignedMemory(const AlignedMemory&) = delete;
+  AlignedMemory& operator=(const AlignedMemory&) = delete;
+
+  Element* get() const { return data_; }
+
+ private:
+  Element* data_;
+};
+
+/// The packed keys and values of all heads: blocks of kKeyBlock keys one after the other.
+struct PackedHeads {
+  std::int64_t key_steps;    ///< tiles along the head dimension of K
+  std::int64_t value_tiles;  ///< tiles along the head dimension of V
+  std::int64_t blocks;       ///< key blocks a head
+  BFloat16* keys;            ///< [head][block][key / 16][step][16][32]
+  BFloat16* values;          ///< [head][block][key / 32][d / 16][16][32]
+
+  std::int64_t key_block_size() const { return kKeyBlock / kTileRows * key_steps * kTileSize; }
+
+  std::int64_t value_block_size() const { return kKeyBlock / kTileDepth * value_tiles * kTileSize; }
+};
+
+SDPA_INLINE bool is_finite(const BFloat16* row, std::int64_t count) {
+  const __m512i exponent = _mm512_set1_epi16(0x7f80);
+  __mmask32 found = 0;
+  for (std::int64_t i = 0; i < count; i += kTileDepth)
+    found |=
+        _mm512_cmpeq_epi16_mask(_mm512_and_si512(load_row(row + i, count - i), exponent), exponent);
+  return found == 0;
+}
+
+/// Addresses of `count` rows of a head from `first` on; nullptr beyond the last. Whether all are
+/// finite.
+inline bool gather_rows(const TensorView& view, std::int64_t batch, std::int64_t head,
+                        std::int64_t first, int count, const BFloat16** rows) {
+  bool finite = true;
+  for (int i = 0; i < count; ++i) {
+    rows[i] = first + i < view.shape[2] ? view.at<BFloat16>(batch, head, first + i) : nullptr;
+    if (rows[i] != nullptr) finite &= is_finite(rows[i], view.shape[3]);
+  }
+  return finite;
+}
+
+template <class S>
+bool pack_block(const ForwardTensors& t, const PackedHeads& packed, std::int64_t batch,
+                std::int64_t head, std::int64_t index, std::int64_t first) {
+  const BFloat16* rows[kKeyBlock];
+  bool finite = gather_rows(t.key, batch, head, first, kKeyBlock, rows);
+  BFloat16* keys = packed.keys + index * packed.key_block_size();
+  for (int key = 0; key < kKeyBlock; key += kTileRows, keys += packed.key_steps * kTileSize)
+    pack_rows(rows + key, t.key.shape[3], keys);
+  finite &= gather_rows(t.value, batch, head, first, kKeyBlock, rows);
+  BFloat16* values = packed.values + index * packed.value_block_size();
+  for (int key = 0; key < kKeyBlock; key += kTileDepth, values += packed.value_tiles * kTileSize)
+    pack_transposed<S>(rows + key, t.value.shape[3], packed.value_tiles * kTileRows, values);
+  return finite;
+}
+
+/// What a worker keeps of one block of lanes while it walks over the keys.
+template <class S>
+struct AmxBlock {
+  Lanes lanes;
+  typename S::Vec row_max[S::kColumns];  ///< base 2; possibly stale; -infinity: nothing seen yet
+  typename S::Vec row_sum[S::kColumns];
+  BFloat16* query;  ///< B tiles [step][2][16][32]
+  float* out;       ///< O^T [padded v_dim][32]
+};
+
+/// A worker's memory: what is alive for one block of keys, then the blocks of lanes.
+template <class S>
+struct AmxScratch {
+  alignas(64) float scores[kAmxBlock][kAmxBlock];
+  alignas(64) BFloat16 probabilities[kKeyBlock / 2][kAmxBlock][2];
+  ScoreMask<S> mask;
+  AmxBlock<S> block[kTaskBlocks];
+};
+
+template <class S>
+class AmxForward {
+ public:
+  AmxForward(const Problem& problem, const ForwardTensors& tensors)
+      : s_(problem),
+        t_(tensors),
+        packed_{.key_steps = (s_.qk_dim + kTileDepth - 1) / kTileDepth,
+                .value_tiles = round_up(s_.v_dim, kAmxBlock) / kTileRows,
+                .blocks = (s_.kv_len + kKeyBlock - 1) / kKeyBlock,
+                .keys = nullptr,
+                .values = nullptr},
+        keys_(heads() * packed_.blocks * packed_.key_block_size()),
+        values_(heads() * packed_.blocks * packed_.value_block_size()),
+        softcap_(make_softcap(problem)),
+        scale_(static_cast<float>(problem.scale) * kLog2E) {
+    packed_.keys = keys_.get();
+    packed_.values = values_.get();
+  }
+
+  /// False, and nothing written, where a key or a value is not finite.
+  bool run() {
+    if (!pack()) return false;
+    const std::int64_t rows = s_.q_len * s_.group();
+    const std::int64_t per_task = kTaskBlocks * kAmxBlock;
+    const std::int64_t tasks = (rows + per_task - 1) / per_task;
+    parallel_for(heads() * tasks, [&](std::int64_t task, int) {
+      const TileRegisters registers;
+      // The last rows come first: under causality they are the longest tasks.
+      run_task(task / tasks, (tasks - 1 - task % tasks) * per_task);
+    });
+    return true;
+  }
+
+ private:
+  using Vec = typename S::Vec;
+  static constexpr int kColumns = S::kColumns;
+
+  std::int64_t heads() const { return s_.batch * s_.kv_heads; }
+
+  std::int64_t query_size() const { return 2 * packed_.key_steps * kTileSize; }
+
+  std::int64_t out_size() const { return packed_.value_tiles * kTileRows * kAmxBlock; }
+
+  bool pack() {
+    int finite = 1;
+    parallel_for(heads() * packed_.blocks, [&](std::int64_t index, int) {
+      const std::int64_t head = index / packed_.blocks;
+      if (!pack_block<S>(t_, packed_, head / s_.kv_heads, head % s_.kv_heads, index,
+                         index % packed_.blocks * kKeyBlock))
+        __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
+    });
+    return finite != 0;
+  }
+
+  void run_task(std::int64_t head, std::int64_t first_row) const {
+    const std::int64_t block_size = query_size() * 2 + out_size() * 4;
+    char* memory = thread_scratch(sizeof(AmxScratch<S>) + kTaskBlocks * block_size);
+    Arena arena{.base = memory};
+    AmxScratch<S>& m = *arena.take<AmxScratch<S>>(1);
+    const std::int64_t rows = s_.q_len * s_.group();
+    int count = 0;
+    for (std::int64_t row = first_row; count < kTaskBlocks && row < rows;
+         row += kAmxBlock, ++count) {
+      AmxBlock<S>& block = m.block[count];
+      block.query = arena.take<BFloat16>(query_size());
+      block.out = arena.take<float>(out_size());
+      const std::int64_t left = rows - row;
+      begin_block(block, head, row, static_cast<int>(left < kAmxBlock ? left : kAmxBlock));
+    }
+    std::int64_t first = s_.kv_len, last = 0;
+    for (int i = 0; i < count; ++i) {
+      first = m.block[i].lanes.min_first < first ? m.block[i].lanes.min_first : first;
+      last = m.block[i].lanes.max_last > last ? m.block[i].lanes.max_last : last;
+    }
+    for (std::int64_t key = first - first % kKeyBlock; key < last; key += kKeyBlock)
+      for (int i = 0; i < count; ++i) run_keys(m, m.block[i], head, key);
+    for (int i = 0; i < count; ++i) end_block(m.block[i]);
+  }
+
+  void begin_block(AmxBlock<S>& block, std::int64_t head, std::int64_t row, int count) const {
+    block.lanes = make_lanes(s_, head / s_.kv_heads, head % s_.kv_heads, row, count);
+    const BFloat16* rows[kAmxBlock] = {};
+    for (int lane = 0; lane < count; ++lane)
+      rows[lane] = reinterpret_cast<const BFloat16*>(row_address(t_.query, block.lanes, lane));
+    for (int half = 0; half < 2; ++half)
+      pack_columns<S>(rows + half * kTileRows, s_.qk_dim, 2 * kTileSize,
+                      block.query + half * kTileSize);
+    __builtin_memset(block.out, 0, static_cast<std::size_t>(out_size()) * sizeof(float));
+    alignas(64) float row_max[kAmxBlock], row_sum[kAmxBlock];
+    for (int lane = 0; lane < kAmxBlock; ++lane) {
+      row_max[lane] = s_.has_sinks && lane < count ? sink_logit(t_.sinks, block.lanes.head[lane])
+                                                   : kMinusInfinity;
+      row_sum[lane] = row_max[lane] == kMinusInfinity ? 0 : 1 + (row_max[lane] - row_max[lane]);
+    }
+    unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+      block.row_max[j] = S::load(row_max + j * S::kLanes);
+      block.row_sum[j] = S::load(row_sum + j * S::kLanes);
+    });
+  }
+
+  void run_keys(AmxScratch<S>& m, AmxBlock<S>& block, std::int64_t head, std::int64_t key) const {
+    const int end = static_cast<int>(s_.kv_len - key < kKeyBlock ? s_.kv_len - key : kKeyBlock);
+    const Coverage coverage = survey<S>(t_.mask, block.lanes, key, 0, end, m.mask);
+    if (coverage == Coverage::kNone) return;
+    const bool is_masked = coverage == Coverage::kPartial;
+    if (s_.dropout.is_active())
+      choose_kept<S>(s_.dropout, s_.q_heads, block.lanes, key, m.mask.begin, m.mask.end, m.mask);
+    const std::int64_t index = head * packed_.blocks + key / kKeyBlock;
+    const int begin = m.mask.begin / kAmxBlock * kAmxBlock;
+    const int padded = static_cast<int>(round_up(m.mask.end, kAmxBlock));
+    for (int first = begin; first < padded; first += kAmxBlock) {
+      scores(m, block, index, first);
+      const bool is_whole = first >= m.mask.begin && first + kAmxBlock <= m.mask.end;
+      const bool is_raw = is_whole && !is_masked && softcap_.cap == 0 && scale_ > 0;
+      if (!is_raw) finish_scores(m, first, is_masked);
+      const Vec unit = S::broadcast(is_raw ? scale_ : 1);  // from what is stored to base 2
+      update_max(m, block, begin, first, unit);
+      probabilities(m, block, first, unit);
+    }
+    accumulate(m, block, index, begin, padded);
+  }
+
+  /// S^T for 32 keys.
+  void scores(AmxScratch<S>& m, const AmxBlock<S>& block, std::int64_t index, int first) const {
+    const std::int64_t row_of_tiles = packed_.key_steps * kTileSize;
+    const BFloat16* keys =
+        packed_.keys + index * packed_.key_block_size() + first / kTileRows * row_of_tiles;
+    multiply_block<Sum::kStart>(m.scores[0], kAmxBlock, packed(keys, row_of_tiles, kTileSize),
+                                packed(block.query, kTileSize, 2 * kTileSize),
+                                static_cast<int>(packed_.key_steps));
+  }
+
+  /// Scale, soft cap and mask, in place; keys outside [begin, end) are hidden.
+  void finish_scores(AmxScratch<S>& m, int first, bool is_masked) const {
+    constexpr int kRows = S::kRows;
+    for (int row = 0; row < kAmxBlock; row += kRows) {
+      Tile<S, kRows, kColumns> tile;
+      load(tile, m.scores[row], kAmxBlock);
+      unroll<kRows>([&](auto i) SDPA_INLINE_LAMBDA {
+        unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+          tile.v[i][j] = S::mul(tile.v[i][j], S::broadcast(scale_));
+        });
+      });
+      if (softcap_.cap > 0) apply_softcap(softcap_, tile);
+      if (is_masked) apply_mask(m.mask, first + row, tile);
+      store(tile, m.scores[row], kAmxBlock);
+    }
+    for (int row = 0; row < kAmxBlock; ++row)  // beyond the surveyed range
+      if (first + row < m.mask.begin || first + row >= m.mask.end)
+        unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+          S::store(m.scores[row] + j * S::kLanes, S::broadcast(kMinusInfinity));
+        });
+  }
+
+  /// Raises the running maximum where a score exceeds it by more than kStaleness, and rescales what
+  /// was summed with the old one: O, l, and the probabilities of this block of keys from `begin`
+  /// on.
+  void update_max(AmxScratch<S>& m, AmxBlock<S>& block, int begin, int first, Vec unit) const {
+    unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+      Vec top = S::load(m.scores[0] + j * S::kLanes);
+      for (int row = 1; row < kAmxBlock; ++row)
+        top = S::max(S::load(m.scores[row] + j * S::kLanes), top);
+      top = S::mul(top, unit);
+      const Vec old = block.row_max[j];
+      if (S::any(S::greater(top, S::add(old, S::broadcast(kStaleness)))))
+        rescale(m, block, j, S::max(top, old), begin, first);
+    });
+  }
+
+  void rescale(AmxScratch<S>& m, AmxBlock<S>& block, int j, Vec row_max, int begin,
+               int first) const {
+    const Vec finite_max =
+        S::select(S::greater(row_max, S::broadcast(kMinusInfinity)), row_max, S::zero());
+    const Vec factor = exp2<S>(S::sub(block.row_max[j], finite_max));
+    block.row_max[j] = row_max;
+    block.row_sum[j] = S::mul(block.row_sum[j], factor);
+    float* out = block.out + j * S::kLanes;
+    for (std::int64_t i = 0; i < out_size(); i += kAmxBlock)
+      S::store(out + i, S::mul(S::load(out + i), factor));
+    for (int key = begin; key < first; key += 2) {
+      BFloat16* pairs = m.probabilities[key / 2][j * S::kLanes];
+      const __m512i words = _mm512_load_si512(pairs);
+      const Vec even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+      const Vec odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-0x10000)));
+      _mm512_store_si512(pairs, round_pairs(S::mul(even, factor), S::mul(odd, factor)));
+    }
+  }
+
+  /// P^T = exp2(S^T - m) for 32 keys, summed and rounded to pairs of keys.
+  void probabilities(AmxScratch<S>& m, AmxBlock<S>& block, int first, Vec unit) const {
+    const bool drops = s_.dropout.is_active();
+    unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+      const Vec seen = S::select(S::greater(block.row_max[j], S::broadcast(kMinusInfinity)),
+                                 S::sub(S::zero(), block.row_max[j]), S::zero());
+      Vec sum = block.row_sum[j];
+      for (int row = 0; row < kAmxBlock; row += 2) {
+        Vec even = exp2<S, 3>(S::multiply_add(S::load(m.scores[row] + j * S::kLanes), unit, seen));
+        Vec odd =
+            exp2<S, 3>(S::multiply_add(S::load(m.scores[row + 1] + j * S::kLanes), unit, seen));
+        sum = S::add(sum, S::add(even, odd));
+        if (drops) {
+          even = S::keep(sees<S>(m.mask.kept, first + row, j), even);
+          odd = S::keep(sees<S>(m.mask.kept, first + row + 1, j), odd);
+        }
+        _mm512_store_si512(m.probabilities[(first + row) / 2][j * S::kLanes],
+                           round_pairs(even, odd));
+      }
+      block.row_sum[j] = sum;
+    });
+  }
+
+  /// O^T += V^T P^T for keys [begin, end) of the block.
+  void accumulate(AmxScratch<S>& m, AmxBlock<S>& block, std::int64_t index, int begin,
+                  int end) const {
+    const std::int64_t row_of_tiles = packed_.value_tiles * kTileSize;
+    const BFloat16* values =
+        packed_.values + index * packed_.value_block_size() + begin / kTileDepth * row_of_tiles;
+    const TilePair pairs{.data = m.probabilities[begin / 2][0],
+                         .row = 2 * kAmxBlock,
+                         .second = kTileDepth,
+                         .step = kTileRows * 2 * kAmxBlock};
+    for (std::int64_t tile = 0; tile < packed_.value_tiles; tile += 2)
+      multiply_block<Sum::kContinue>(block.out + tile * kTileRows * kAmxBlock, kAmxBlock,
+                                     packed(values + tile * kTileSize, kTileSize, row_of_tiles),
+                                     pairs, (end - begin) / kTileDepth);
+  }
+
+  /// O = O^T / l and LSE; a row that saw nothing is 0 and -infinity.
+  void end_block(AmxBlock<S>& block) const {
+    alignas(64) float row_max[kAmxBlock], row_sum[kAmxBlock], factor[kAmxBlock];
+    unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+      S::store(row_max + j * S::kLanes, block.row_max[j]);
+      S::store(row_sum + j * S::kLanes, block.row_sum[j]);
+    });
+    BFloat16* rows[kAmxBlock] = {};
+    const auto rescale = static_cast<float>(s_.dropout.rescale());
+    for (int lane = 0; lane < block.lanes.count; ++lane) {
+      rows[lane] = const_cast<BFloat16*>(
+          reinterpret_cast<const BFloat16*>(row_address(t_.out, block.lanes, lane)));
+      const float sum = row_sum[lane];
+      factor[lane] = sum == 0 ? 0 : rescale / sum;
+      if (t_.lse.is_present())
+        *t_.lse.at<float>(block.lanes.batch, block.lanes.head[lane], block.lanes.query[lane]) =
+            sum == 0 ? kMinusInfinity : row_max[lane] * kLn2 + __builtin_logf(sum);
+    }
+    transpose_out<S>(block.out, kAmxBlock, factor, block.lanes.count, s_.v_dim, rows);
+  }
+
+  const Problem& s_;
+  const ForwardTensors& t_;
+  PackedHeads packed_;
+  AlignedMemory<BFloat16> keys_, values_;
+  Softcap softcap_;
+  float scale_;
+};
+
+}  // namespace
+}  // namespace sdpa::cpu
