@@ -2,10 +2,9 @@
 // parallel_for over libdispatch, for a Mac without OpenMP. The functions are in libSystem; they are
 // declared here because no SDK is needed for anything else.
 #include <algorithm>
-#include <atomic>
 #include <thread>
 
-#include "sdpa/threads.h"
+#include "sdpa/task_loop.h"
 
 extern "C" {
 void* dispatch_get_global_queue(std::intptr_t identifier, std::uintptr_t flags);
@@ -20,18 +19,8 @@ std::atomic<int> requested_threads{0};
 
 constexpr std::intptr_t kUserInitiated = 0x19;  // QOS_CLASS_USER_INITIATED
 
-/// One parallel_for under way: workers take the next task until none is left.
-struct Loop {
-  std::int64_t count;
-  Task task;
-  void* context;
-  std::atomic<std::int64_t> next{0};
-};
-
-void run_worker(void* argument, std::size_t worker) {
-  auto& loop = *static_cast<Loop*>(argument);
-  for (std::int64_t i = loop.next++; i < loop.count; i = loop.next++)
-    loop.task(loop.context, i, static_cast<int>(worker));
+void run_worker(void* loop, std::size_t worker) {
+  static_cast<TaskLoop*>(loop)->run(static_cast<int>(worker));
 }
 
 }  // namespace
@@ -46,7 +35,7 @@ void set_thread_count(int count) { requested_threads.store(std::max(count, 0)); 
 
 void parallel_for(std::int64_t count, Task task, void* context) {
   const auto threads = static_cast<std::size_t>(std::min<std::int64_t>(thread_count(), count));
-  Loop loop{.count = count, .task = task, .context = context};
+  TaskLoop loop{.count = count, .task = task, .context = context};
   if (threads <= 1) return run_worker(&loop, 0);
   dispatch_apply_f(threads, dispatch_get_global_queue(kUserInitiated, 0), &loop, run_worker);
 }
