@@ -19,12 +19,14 @@ from mps_sdpa.arguments import (
 from mps_sdpa.autograd import apply_plain
 from mps_sdpa.engine import PLAIN, attend, is_special, sdpa_options
 from mps_sdpa.packed import attend_packed
+from mps_sdpa.torch_ops import attend_through_dispatcher
 
 __all__ = ["attention", "sdpa_opt", "varlen_attention"]
 
 _classify = _core.classify
 _forward = _core.forward
 _is_grad_enabled = torch.is_grad_enabled
+_is_compiling = torch.compiler.is_dynamo_compiling
 
 
 def sdpa_opt(
@@ -45,6 +47,17 @@ def sdpa_opt(
     of the key heads are grouped without `enable_gqa`, `attn_mask` and `is_causal` both apply, and
     a float mask may have any float dtype and gets a gradient.
     """
+    if _is_compiling():
+        return attend_through_dispatcher(
+            query,
+            key,
+            value,
+            attn_mask,
+            scale=scale,
+            causal=int(is_causal),
+            dropout=dropout_p,
+            backend=backend,
+        )[0]
     try:
         if dropout_p == 0.0 and not is_special():
             kind = _classify(query, key, value, attn_mask)
@@ -138,8 +151,25 @@ def attention(
         raise ValueError(f"layout must be 'bhld' or 'blhd', but got {layout!r}")
     swapped = layout == "blhd"
     if swapped:
-        q, k, v = (tensor.transpose(-3, -2) for tensor in (q, k, v))
-    out, lse = attend(q, k, v, mask, sinks, settings, return_lse)
+        q, k, v = q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
+    lse: Tensor | None
+    if _is_compiling():
+        out, lse = attend_through_dispatcher(
+            q,
+            k,
+            v,
+            mask,
+            sinks,
+            scale=scale,
+            causal=int(settings.causal),
+            window=settings.window,
+            softcap=softcap,
+            dropout=dropout,
+            seed=seed,
+            backend=backend,
+        )
+    else:
+        out, lse = attend(q, k, v, mask, sinks, settings, return_lse)
     if swapped:
         out = out.transpose(-3, -2)
     if not return_lse:

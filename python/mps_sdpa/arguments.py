@@ -46,7 +46,7 @@ def _backend(value: Any) -> str:
 
 
 def _seed_and_offset(dropout: float, seed: int | None) -> tuple[int, int]:
-    if dropout == 0:
+    if dropout == 0 or torch.compiler.is_dynamo_compiling():
         return 0, 0
     if seed is None:
         drawn, offset = torch.randint(0, 2**62, (2,), dtype=torch.int64, device="cpu").tolist()

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from mps_sdpa import _core, composite
 from mps_sdpa.settings import Settings
 
-__all__ = ["AttentionFunction", "PlainFunction", "apply", "apply_plain"]
+__all__ = ["AttentionFunction", "PlainFunction", "apply", "apply_plain", "fused_gradients"]
 
 
 class AttentionFunction(Function):
@@ -55,7 +55,7 @@ class AttentionFunction(Function):
         if torch.is_grad_enabled():
             gradients = _differentiable(saved[:5], wanted, ctx.settings, grad_out, grad_lse)
         else:
-            gradients = _fused(saved, wanted, ctx.options, grad_out, grad_lse)
+            gradients = fused_gradients(saved, wanted, ctx.options, grad_out, grad_lse)
         return (*gradients, None, None, None)
 
 
@@ -78,7 +78,7 @@ class PlainFunction(Function):
             gradients = _differentiable(inputs, wanted, settings, grad_out, None)
         else:
             saved = (query, key, value, mask, None, out, lse)
-            gradients = _fused(saved, wanted, options, grad_out, None)
+            gradients = fused_gradients(saved, wanted, options, grad_out, None)
         return (*gradients[:4], None)
 
 
@@ -88,7 +88,7 @@ apply_plain: Callable[..., Any] = super(Function, PlainFunction).apply
 apply: Callable[..., Any] = AttentionFunction.apply
 
 
-def _fused(
+def fused_gradients(
     saved: tuple[Tensor | _core.SavedLse | None, ...],
     wanted: tuple[bool, ...],
     options: _core.Options,

@@ -12,10 +12,12 @@ import functools
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
-from mps_sdpa import _core, autograd, stats
+from mps_sdpa import _core, autograd, composite, stats, torch_ops
 from mps_sdpa.backends import check_backend, default_backend
 from mps_sdpa.environment import environment
 from mps_sdpa.settings import Causal, Settings
@@ -123,6 +125,7 @@ def is_special() -> bool:
         or _dispatch_modes() != 0
         or _function_modes() != 0
         or _autocast()
+        or forward_ad._current_level >= 0
         or _tracing() is not None
     )
 
@@ -146,6 +149,39 @@ def _is_plain(tensor: Tensor | None) -> bool:
     return tensor is None or type(tensor) in (Tensor, Parameter)
 
 
+def _needs_formula() -> bool:
+    """Whether a derivative is under way that only the formula in torch operations has: forward
+    mode, or one gradient inside another."""
+    if forward_ad._current_level >= 0:
+        return True
+    kinds = [each.key() for each in torch._C._functorch.get_interpreter_stack() or []]
+    return TransformType.Jvp in kinds or kinds.count(TransformType.Grad) > 1
+
+
+def _attend_transformed(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
+    """A call under torch.func or forward-mode differentiation."""
+    if _needs_formula():
+        found = composite.attention(*inputs, settings)
+        stats.record_stock_call()
+        stats.record_fallback("forward-mode or nested derivative")
+        return found
+    return _attend_dispatched(inputs, settings)
+
+
+def _attend_dispatched(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor]:
+    """A call through torch's dispatcher."""
+    return torch_ops.attend_through_dispatcher(
+        *inputs,
+        scale=settings.scale,
+        causal=int(settings.causal),
+        window=settings.window,
+        softcap=settings.softcap,
+        dropout=settings.dropout,
+        seed=settings.seed,
+        backend=settings.backend,
+    )
+
+
 def _reason_for_stock(tensors: tuple[Tensor | None, ...]) -> str | None:
     """Why a call is torch's own to run; None if a back end may have it."""
     query = tensors[0]
@@ -156,8 +192,6 @@ def _reason_for_stock(tensors: tuple[Tensor | None, ...]) -> str | None:
         return f"not on this device ({query.device.type})"
     if query.layout != torch.strided:
         return "sparse layout"
-    if _transforms():
-        return "function transform"
     if _dispatch_modes():
         return "dispatch mode"
     if _function_modes() and not _only_default_device():
@@ -232,6 +266,8 @@ def attend(
     options = options_for(settings)
     if _resolved(settings.backend) == "stock":
         return stock_attention(query, key, value, mask, sinks, settings, want_lse)
+    if torch.compiler.is_compiling() and query.device.type == "cpu":
+        return _attend_dispatched((query, key, value, mask, sinks), settings)
     if reason := _reason_for_stock((query, key, value, mask, sinks)):
         found = stock_attention(query, key, value, mask, sinks, settings, want_lse)
         stats.record_fallback(reason)
@@ -241,6 +277,8 @@ def attend(
             query, key, value = (_cast(tensor, dtype) for tensor in (query, key, value))
             return attend(query, key, value, mask, sinks, settings, want_lse)
     key, value = _equal_heads(key, value)
+    if _transforms() or forward_ad._current_level >= 0:
+        return _attend_transformed((query, key, value, mask, sinks), settings)
     inputs = _resolved_inputs(query, key, value, mask, sinks)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         training = options_for(settings, training=True)
