@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Fused scaled dot-product attention: a drop-in for torch's, with native kernels."""
 
+from mps_sdpa import integrations
 from mps_sdpa._core import version as __version__
 from mps_sdpa.api import attention, sdpa_opt, varlen_attention
 from mps_sdpa.backends import (
@@ -33,6 +34,7 @@ __all__ = [
     "explain",
     "get_call_stats",
     "get_fallback_stats",
+    "integrations",
     "print_backend_banner",
     "print_call_stats",
     "print_fallback_stats",

@@ -257,15 +257,12 @@ TensorRows head_rows(const TensorView& view, std::int64_t batch, std::int64_t he
 TensorRows group_rows(const TensorView& view, const Problem& s, std::int64_t batch,
                       std::int64_t kv_head, std::int64_t first, std::int64_t count) {
   TensorRows rows = no_rows(view, count);
-  std::int64_t query = first / s.group(), member = first % s.group();
   for (int i = 0; i < rows.rows; ++i) {
-    const std::int64_t head = kv_head * s.group() + member;
+    const std::int64_t query = (first + i) / s.group();
+    const std::int64_t head = kv_head * s.group() + (first + i) % s.group();
     rows.row[i] = static_cast<char*>(view.data) +
                   size_bytes(view.dtype) *
                       (batch * view.strides[0] + head * view.strides[1] + query * view.strides[2]);
-    if (++member < s.group()) continue;
-    member = 0;
-    ++query;
   }
   return rows;
 }

@@ -17,10 +17,10 @@ Lanes make_lanes(const Problem& problem, std::int64_t batch, std::int64_t kv_hea
   lanes.min_first = lanes.min_last = problem.kv_len;
   lanes.max_first = lanes.max_last = 0;
   const std::int64_t group = problem.group();
-  std::int64_t query = row / group, member = row % group;
   for (int lane = 0; lane < count; ++lane) {
+    const std::int64_t query = (row + lane) / group;
     lanes.query[lane] = query;
-    lanes.head[lane] = kv_head * group + member;
+    lanes.head[lane] = kv_head * group + (row + lane) % group;
     const std::int64_t last = std::min(problem.last_key(query), problem.kv_len);
     const std::int64_t first = std::min(problem.first_key(query), last);
     lanes.first[lane] = first;
@@ -29,9 +29,6 @@ Lanes make_lanes(const Problem& problem, std::int64_t batch, std::int64_t kv_hea
     lanes.max_first = std::max(lanes.max_first, first);
     lanes.min_last = std::min(lanes.min_last, last);
     lanes.max_last = std::max(lanes.max_last, last);
-    if (++member < group) continue;
-    member = 0;
-    ++query;
   }
   return lanes;
 }
