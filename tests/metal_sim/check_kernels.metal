@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "check_kernels.h"
 
-#define INSTANTIATE(name, function, flags)                                             \
+#define INSTANTIATE(name, function, flags)                                                      \
   template [[host_name(name "_" #flags)]] [[kernel]] decltype(function<mem_flags::mem_##flags>) \
       function<mem_flags::mem_##flags>;
 

@@ -4,7 +4,10 @@
 It reads what C++ cannot see: the attributes of each kernel's parameters, the function constants,
 and the host names of template instantiations.
 
-usage: entries.py --output FILE [--instances FILE] [--namespace NAME] [--preprocessor CMD] HEADER...
+usage: entries.py --output FILE [--instances FILE] [--namespace NAME] [--preprocessor CMD]
+                  [--spaces] HEADER...
+
+With --spaces it registers nothing, but instantiates the kernels for a compiler to check.
 """
 
 import argparse
@@ -82,7 +85,7 @@ def matching(text: str, start: int) -> int:
         depth += (text[i] == opening) - (text[i] == closing)
         if depth == 0:
             return i + 1
-    raise SourceError(f"a '{opening}' is never closed: {text[start:start + 60]!r}")
+    raise SourceError(f"a '{opening}' is never closed: {text[start : start + 60]!r}")
 
 
 def split_commas(text: str) -> list[str]:
@@ -186,6 +189,20 @@ def preprocess(text: str, command: str) -> str:
     return result.stdout
 
 
+def generate_spaces(headers: list[str], kernels: list[Kernel], instances: list[Instance]) -> str:
+    names = [i.expression for i in instances] + [k.name for k in kernels if not k.is_template]
+    includes = "\n".join(f'#include "{header}"' for header in headers)
+    uses = "\n".join(f"  (void)&{name};" for name in names)
+    return f"""// Generated. Instantiates Metal kernels so that their address spaces are checked.
+#include "msl.h"
+{includes}
+
+void use_kernels() {{
+{uses}
+}}
+"""
+
+
 def generate(
     headers: list[str],
     kernels: list[Kernel],
@@ -206,7 +223,7 @@ def generate(
         kernel = by_name[instance.function]
         parameters = ",\n       ".join(p.cpp() for p in kernel.parameters)
         made.append(
-            f'  kernels.push_back(sim::make_kernel<&{prefix}{instance.expression}>(\n'
+            f"  kernels.push_back(sim::make_kernel<&{prefix}{instance.expression}>(\n"
             f'      "{instance.host_name}",\n      {{{parameters}}},\n      {kernel.max_threads}));'
         )
     rows = "\n".join(
@@ -242,17 +259,20 @@ def main() -> None:
     parser.add_argument("--instances", type=Path)
     parser.add_argument("--namespace", default="")
     parser.add_argument("--preprocessor", default="c++")
+    parser.add_argument("--spaces", action="store_true")
     options = parser.parse_args()
     text = "".join(strip_comments(Path(h).read_text()) for h in options.headers)
     instances = parse_instances(text)
     if options.instances:
         source = strip_comments(options.instances.read_text())
         instances += parse_instances(preprocess(source, options.preprocessor))
-    options.output.write_text(
-        generate(
-            options.headers, parse_kernels(text), instances, parse_constants(text), options.namespace
-        )
-    )
+    kernels = parse_kernels(text)
+    if options.spaces:
+        source = generate_spaces(options.headers, kernels, instances)
+    else:
+        constants = parse_constants(text)
+        source = generate(options.headers, kernels, instances, constants, options.namespace)
+    options.output.write_text(source)
 
 
 if __name__ == "__main__":

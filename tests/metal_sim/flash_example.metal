@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "flash_example.h"
 
-#define INSTANTIATE(name, ...)                                                             \
-  template [[host_name(name)]] [[kernel]] decltype(flash_example<__VA_ARGS__>) flash_example<__VA_ARGS__>;
+#define INSTANTIATE(name, ...) \
+  template [[host_name(        \
+      name)]] [[kernel]] decltype(flash_example<__VA_ARGS__>) flash_example<__VA_ARGS__>;
 
 INSTANTIATE("flash_example_float", float)
 INSTANTIATE("flash_example_half", half)

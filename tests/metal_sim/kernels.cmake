@@ -59,3 +59,30 @@ function(metal_sim_kernels target)
   # Kernels register when their library is loaded, though no symbol of it is used.
   target_link_options(${target} INTERFACE LINKER:--no-as-needed)
 endfunction()
+
+# What metal_sim cannot see and Apple's compiler would: address spaces, checked with clang's own, and
+# the rules of lint.py. Adds the tests <name>_spaces and <name>_lint.
+#
+#   metal_sim_check(<name> HEADERS <file>... [INSTANCES <file>] [INCLUDE <folder>...] [LINT <file>...])
+#
+# LINT: the files to lint, if they are not the headers.
+function(metal_sim_check name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "INSTANCES" "HEADERS;INCLUDE;LINT")
+  list(TRANSFORM arg_HEADERS PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/ REGEX "^[^/]")
+  set(options "")
+  if(arg_INSTANCES)
+    cmake_path(ABSOLUTE_PATH arg_INSTANCES)
+    list(APPEND options --instances ${arg_INSTANCES})
+  endif()
+  foreach(folder IN LISTS arg_INCLUDE)
+    list(APPEND options --include ${folder})
+  endforeach()
+  add_test(NAME ${name}_spaces COMMAND Python3::Interpreter ${METAL_SIM_DIR}/spaces_test.py
+    ${METAL_SIM_MSL} ${CMAKE_BINARY_DIR} ${options} ${arg_HEADERS})
+  set_tests_properties(${name}_spaces PROPERTIES SKIP_REGULAR_EXPRESSION "NOT CHECKED"
+    RESOURCE_LOCK ziglang)
+  if(NOT arg_LINT)
+    set(arg_LINT ${arg_HEADERS})
+  endif()
+  add_test(NAME ${name}_lint COMMAND Python3::Interpreter ${METAL_SIM_DIR}/lint.py ${arg_LINT})
+endfunction()

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The shapes of MLX's tiled attention that we run: block sizes as MLX chooses them.
-#define INSTANTIATE(type, keys, dim, columns, mask)                                       \
+#define INSTANTIATE(type, keys, dim, columns, mask)                                         \
   template [[host_name("steel_" #type "_d" #dim "_wn" #columns "_mask_" #mask)]] [[kernel]] \
-  decltype(attention<type, 32, keys, dim, dim, 4, columns, mask, float>)                  \
-  attention<type, 32, keys, dim, dim, 4, columns, mask, float>;
+  decltype(attention<type, 32, keys, dim, dim, 4, columns, mask, float>)                    \
+      attention<type, 32, keys, dim, dim, 4, columns, mask, float>;
 
 INSTANTIATE(float, 32, 64, 1, bool)
 INSTANTIATE(half, 32, 64, 1, bool)

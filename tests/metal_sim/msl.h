@@ -8,5 +8,8 @@
 #include "msl_scalar.h"
 #include "msl_simdgroup.h"
 #include "msl_vector.h"
+#ifdef MSL_SPACES
+#include "msl_spaces.h"
+#endif
 // Last:
 #include "msl_keywords.h"

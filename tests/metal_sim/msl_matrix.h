@@ -85,6 +85,8 @@ MSL_UNCHECKED void simdgroup_multiply(simdgroup_matrix<D>& d, const simdgroup_ma
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<float>(0), site);
 }
 
+#ifndef MSL_SPACES  // there, msl_spaces.h declares them
+
 /// Where the two elements of the running lane lie, counted from the matrix's first.
 struct FragmentOffsets {
   ptrdiff_t first, step;
@@ -132,5 +134,7 @@ MSL_UNCHECKED void simdgroup_store(const simdgroup_matrix<T>& matrix, T* target,
   first[0] = raw_elements(matrix)[0];
   first[offsets.step] = raw_elements(matrix)[1];
 }
+
+#endif
 
 }  // namespace metal

@@ -11,10 +11,12 @@
 
 namespace metal {
 
+#ifndef MSL_SPACES  // there, msl_spaces.h declares it
 template <class T>
 bool is_function_constant_defined(const T& constant_variable) {
   return sim::is_constant_defined(&constant_variable);
 }
+#endif
 
 enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
 
