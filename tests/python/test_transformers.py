@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import mps_sdpa
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 SMALL = {
     "vocab_size": 96,
