@@ -245,21 +245,6 @@ bool prefers_splits(const Problem& s, const DeviceInfo& device) {
   return shares_keys || leaves_idle;
 }
 
-Plan plan_tiles(const Problem& s, const ForwardTensors& t, const DeviceInfo& device) {
-  Plan plan = start_plan(s, t);
-  const int classes = add_classes(plan, s);
-  Specialization spec = specialize("forward", s, device, forward_features(t) | classes);
-  stage_if_better(spec, device);
-  plan.dispatches.push_back(launch(
-      spec,
-      {.x = ceil_div(s.q_len, spec.groups * kSide), .y = s.q_heads * spec.chunks, .z = s.batch},
-      {Role::kQuery, Role::kKey, Role::kValue, or_spare(t.mask.is_present(), Role::kMask),
-       or_spare(t.sinks.is_present(), Role::kSinks), or_spare(classes != 0, Role::kClasses),
-       Role::kOut, or_spare(t.lse.is_present(), Role::kLse, Role::kOut), Role::kParams,
-       Role::kScalars}));
-  return plan;
-}
-
 // ---- Backward ----
 
 Role spare_mask(const Problem& s) { return or_spare(s.mask != MaskKind::kNone, Role::kMask); }
@@ -382,6 +367,21 @@ std::vector<std::string> refusals(const Problem& s, Pass, const DeviceInfo& devi
 
 Plan plan_forward(const Problem& s, const ForwardTensors& t, const DeviceInfo& device) {
   return prefers_splits(s, device) ? plan_decode(s, t, device) : plan_tiles(s, t, device);
+}
+
+Plan plan_tiles(const Problem& s, const ForwardTensors& t, const DeviceInfo& device) {
+  Plan plan = start_plan(s, t);
+  const int classes = add_classes(plan, s);
+  Specialization spec = specialize("forward", s, device, forward_features(t) | classes);
+  stage_if_better(spec, device);
+  plan.dispatches.push_back(launch(
+      spec,
+      {.x = ceil_div(s.q_len, spec.groups * kSide), .y = s.q_heads * spec.chunks, .z = s.batch},
+      {Role::kQuery, Role::kKey, Role::kValue, or_spare(t.mask.is_present(), Role::kMask),
+       or_spare(t.sinks.is_present(), Role::kSinks), or_spare(classes != 0, Role::kClasses),
+       Role::kOut, or_spare(t.lse.is_present(), Role::kLse, Role::kOut), Role::kParams,
+       Role::kScalars}));
+  return plan;
 }
 
 Plan plan_decode(const Problem& s, const ForwardTensors& t, const DeviceInfo& device) {

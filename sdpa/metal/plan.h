@@ -90,6 +90,9 @@ std::vector<std::string> refusals(const Problem& problem, Pass pass, const Devic
 /// Forward chooses split keys by itself where rows are too few to fill the device.
 Plan plan_forward(const Problem& problem, const ForwardTensors& tensors, const DeviceInfo& device);
 
+/// Tiles of queries whatever the number of rows.
+Plan plan_tiles(const Problem& problem, const ForwardTensors& tensors, const DeviceInfo& device);
+
 /// Split keys whatever the number of rows: partial results, then their merge.
 Plan plan_decode(const Problem& problem, const ForwardTensors& tensors, const DeviceInfo& device);
 

@@ -95,9 +95,9 @@ bool takes_any_columns(Role role) {
          role == Role::kGradSinks;
 }
 
-/// Plans and runs one pass on tensors that are brought into a form the kernels take.
-template <typename Tensors, typename MakePlan>
-void run_pass(Tensors t, const sim::Options& options, const MakePlan& make_plan) {
+/// Runs one pass on tensors that are brought into a form the kernels take.
+template <typename Tensors, typename Run>
+void run_pass(Tensors t, const Run& run) {
   std::vector<std::unique_ptr<Packed>> packed;
   RoleMemories memory;
   for (auto& [role, view, use] : operands(t)) {
@@ -111,7 +111,7 @@ void run_pass(Tensors t, const sim::Options& options, const MakePlan& make_plan)
     }
     memory[role] = {view->data, static_cast<std::size_t>(span_bytes(*view))};
   }
-  run_plan(make_plan(t), memory, options);
+  run(t, memory);
   for (auto& copy : packed) copy->write_back();
 }
 
@@ -176,6 +176,8 @@ std::vector<sim::Counters> run_plan(const Plan& plan, RoleMemories memory,
 
 Plan SimulatedMetal::forward_plan(const Problem& problem, const ForwardTensors& t) const {
   switch (forward_plan_) {
+    case ForwardPlan::kTiles:
+      return plan_tiles(problem, t, device_);
     case ForwardPlan::kDecode:
       return plan_decode(problem, t, device_);
     case ForwardPlan::kProto:
@@ -193,13 +195,22 @@ std::string SimulatedMetal::explain(const Problem& problem, Pass) const {
   return metal::to_string(forward_plan(problem, dense_forward(problem)));
 }
 
+void SimulatedMetal::run(const Plan& plan, const RoleMemories& memory) const {
+  const std::vector<sim::Counters> counters = run_plan(plan, memory, options_);
+  for (std::size_t n = 0; launched_ != nullptr && n < counters.size(); ++n)
+    launched_->push_back({plan, plan.dispatches[n], counters[n]});
+}
+
 void SimulatedMetal::forward(const Problem& problem, const ForwardTensors& tensors) const {
-  run_pass(tensors, options_, [&](const ForwardTensors& t) { return forward_plan(problem, t); });
+  run_pass(tensors, [&](const ForwardTensors& t, const RoleMemories& memory) {
+    run(forward_plan(problem, t), memory);
+  });
 }
 
 void SimulatedMetal::backward(const Problem& problem, const BackwardTensors& tensors) const {
-  run_pass(tensors, options_,
-           [&](const BackwardTensors& t) { return plan_backward(problem, t, device_); });
+  run_pass(tensors, [&](const BackwardTensors& t, const RoleMemories& memory) {
+    run(plan_backward(problem, t, device_), memory);
+  });
 }
 
 }  // namespace sdpa::metal

@@ -25,13 +25,25 @@ std::vector<sim::Counters> run_plan(const Plan& plan, RoleMemories memory,
                                     const sim::Options& options);
 
 /// Which plan a back end makes of a forward pass.
-enum class ForwardPlan { kChosen, kDecode, kProto };
+enum class ForwardPlan { kChosen, kTiles, kDecode, kProto };
+
+/// One launch that a back end made, and what it did.
+struct Launched {
+  Plan plan;
+  Dispatch dispatch;
+  sim::Counters counters;
+};
 
 /// A back end that plans as the one for Apple GPUs does and computes in the simulator.
 class SimulatedMetal : public Backend {
  public:
-  SimulatedMetal(DeviceInfo device, sim::Options options, ForwardPlan forward_plan)
-      : device_(std::move(device)), options_(options), forward_plan_(forward_plan) {}
+  /// Launches are appended to `launched` if there is one.
+  SimulatedMetal(DeviceInfo device, sim::Options options, ForwardPlan forward_plan,
+                 std::vector<Launched>* launched = nullptr)
+      : device_(std::move(device)),
+        options_(options),
+        forward_plan_(forward_plan),
+        launched_(launched) {}
 
   std::string_view name() const override { return "simulated metal"; }
 
@@ -49,10 +61,12 @@ class SimulatedMetal : public Backend {
 
  private:
   Plan forward_plan(const Problem& problem, const ForwardTensors& tensors) const;
+  void run(const Plan& plan, const RoleMemories& memory) const;
 
   DeviceInfo device_;
   sim::Options options_;
   ForwardPlan forward_plan_;
+  std::vector<Launched>* launched_;
 };
 
 }  // namespace sdpa::metal
