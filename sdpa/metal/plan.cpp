@@ -337,7 +337,7 @@ std::string_view name(Role role) {
   constexpr std::string_view names[] = {
       "query",    "key",      "value",       "mask",        "sinks",      "out",       "lse",
       "grad_out", "grad_lse", "grad_query",  "grad_key",    "grad_value", "grad_mask", "grad_sinks",
-      "delta",    "classes",  "partial_out", "partial_lse", "params",     "scalars"};
+      "delta",    "classes",  "partial_out", "partial_lse", "keep",       "params",    "scalars"};
   return names[static_cast<std::size_t>(role)];
 }
 

@@ -41,6 +41,7 @@ enum class Role : std::uint8_t {
   kClasses,
   kPartialOut,
   kPartialLse,
+  kKeep,
   kParams,
   kScalars,
 };

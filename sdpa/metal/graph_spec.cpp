@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <sstream>
+
+#include "sdpa/metal/graph_blocks.h"
+
+namespace sdpa::metal {
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+bool is_banded(const Problem& s) {
+  return s.causal != Causal::kNone || s.window.left >= 0 || s.window.right >= 0;
+}
+
+std::array<std::int64_t, 4> extents(const TensorView& mask) {
+  std::array<std::int64_t, 4> result{};
+  for (std::size_t n = 0; mask.is_present() && n < 4; ++n) {
+    result[n] = mask.strides[n] == 0 ? 1 : mask.shape[n];
+  }
+  return result;
+}
+
+/// The fewest queries of a block that keep within the number of blocks.
+std::int64_t least_rows(const Problem& s, const GraphLimits& limits) {
+  return std::min(s.q_len, std::max<std::int64_t>(ceil_div(s.q_len, limits.blocks), 64));
+}
+
+std::int64_t rows_of_block(const GraphSpec& spec) {
+  const Problem& s = spec.problem;
+  const GraphLimits& limits = spec.limits;
+  if (uses_causal_operator(spec)) return s.q_len;
+  const std::int64_t scores = uses_operator(spec) ? limits.operator_scores : limits.block_scores;
+  std::int64_t rows = std::max<std::int64_t>(scores / (s.batch * s.q_heads * s.kv_len), 1);
+  if (is_banded(s)) rows = std::min(rows, limits.banded_rows);
+  rows = std::max(rows, ceil_div(s.q_len, limits.blocks));
+  return std::min(rows, s.q_len);
+}
+
+Block block_at(const Problem& s, std::int64_t row, std::int64_t rows) {
+  const std::int64_t last = row + rows - 1;
+  std::int64_t first_key = s.first_key(row), last_key = s.last_key(last);
+  if (last_key <= first_key) first_key = 0, last_key = 1;
+  return {.row = row,
+          .rows = rows,
+          .key = first_key,
+          .keys = last_key - first_key,
+          .hides_before = s.first_key(last) > first_key,
+          .hides_after = s.last_key(row) < last_key};
+}
+
+/// Bytes of the largest array that a part with these heads of one batch entry needs.
+std::int64_t largest_array(const Problem& s, std::int64_t q_heads, std::int64_t kv_heads) {
+  const std::int64_t width = std::max(s.qk_dim, s.v_dim) * 4;
+  std::int64_t bytes = std::max(q_heads * s.q_len, kv_heads * s.kv_len) * width;
+  if (s.dropout.is_active()) bytes = std::max(bytes, q_heads * s.q_len * s.kv_len);
+  return bytes;
+}
+
+/// How many of `count` equal parts fit: at least one.
+std::int64_t fitting(const Problem& s, const GraphLimits& limits, std::int64_t count,
+                     std::int64_t q_heads, std::int64_t kv_heads) {
+  const std::int64_t scores = q_heads * least_rows(s, limits) * s.kv_len;
+  const std::int64_t by_scores = limits.block_scores / scores;
+  const std::int64_t by_bytes = limits.array_bytes / largest_array(s, q_heads, kv_heads);
+  return std::clamp<std::int64_t>(std::min(by_scores, by_bytes), 1, count);
+}
+
+bool fits_whole(const Problem& s, const GraphLimits& limits, std::int64_t q_heads,
+                std::int64_t kv_heads) {
+  return q_heads * least_rows(s, limits) * s.kv_len <= limits.block_scores &&
+         largest_array(s, q_heads, kv_heads) <= limits.array_bytes;
+}
+
+TensorView part_of(TensorView view, int dim, std::int64_t first, std::int64_t count) {
+  if (!view.is_present()) return view;
+  const auto index = static_cast<std::size_t>(dim);
+  view.data =
+      static_cast<char*>(view.data) + first * view.strides[index] * sdpa::size_bytes(view.dtype);
+  view.shape[index] = count;
+  return view;
+}
+
+/// A tensor with the heads of the queries, or one of the keys.
+TensorView part_of(const TensorView& view, const Piece& p, std::int64_t group) {
+  return part_of(part_of(view, 0, p.first_batch, p.batches), 1, p.first_kv_head * group,
+                 p.kv_heads * group);
+}
+
+TensorView heads_of(const TensorView& sinks, const Piece& p, std::int64_t group) {
+  return part_of(sinks, 1, p.first_kv_head * group, p.kv_heads * group);
+}
+
+/// The dtype that a mask can be added in without loss.
+bool is_exact(DType mask, DType dtype) { return mask == dtype || dtype == DType::kFloat32; }
+
+}  // namespace
+
+GraphSpec spec_of(const Problem& problem, const ForwardTensors& t) {
+  return {.problem = problem,
+          .pass = Pass::kForward,
+          .mask = extents(t.mask),
+          .lse = t.lse.is_present()};
+}
+
+GraphSpec spec_of(const Problem& problem, const BackwardTensors& t) {
+  return {.problem = problem,
+          .pass = Pass::kBackward,
+          .mask = extents(t.mask),
+          .grad_lse = t.grad_lse.is_present(),
+          .grad_query = t.grad_query.is_present(),
+          .grad_key = t.grad_key.is_present(),
+          .grad_value = t.grad_value.is_present(),
+          .grad_mask = t.grad_mask.is_present(),
+          .grad_sinks = t.grad_sinks.is_present()};
+}
+
+std::string key_of(const GraphSpec& spec) {
+  const Problem& s = spec.problem;
+  std::ostringstream key;
+  key.precision(17);
+  const auto add = [&](auto... fields) { ((key << fields << ' '), ...); };
+  add(static_cast<int>(spec.pass), static_cast<int>(s.dtype), s.batch, s.q_heads, s.kv_heads,
+      s.q_len, s.kv_len, s.qk_dim, s.v_dim, s.scale, static_cast<int>(s.causal), s.window.left,
+      s.window.right, s.softcap, static_cast<int>(s.mask), static_cast<int>(s.mask_dtype),
+      s.has_sinks, s.dropout.probability, spec.lse, spec.grad_lse, spec.grad_query, spec.grad_key,
+      spec.grad_value, spec.grad_mask, spec.grad_sinks, spec.has_descriptor);
+  for (const std::int64_t extent : spec.mask) add(extent);
+  const GraphLimits& n = spec.limits;
+  add(n.block_scores, n.operator_scores, n.banded_rows, n.reduction, n.blocks);
+  return key.str();
+}
+
+std::vector<std::string> graph_refusals(const Problem& s, const GraphLimits& limits) {
+  std::vector<std::string> reasons;
+  if (s.dtype == DType::kFloat64) {
+    reasons.push_back("MPSGraph has no float64; float32, float16 and bfloat16 tensors can run.");
+  }
+  if (s.mask != MaskKind::kNone && s.mask_dtype == DType::kFloat64) {
+    reasons.push_back(
+        "MPSGraph has no float64, which attn_mask has; bool, float32, float16 and bfloat16 can "
+        "run.");
+  }
+  if (s.is_empty() || s.kv_len == 0) return reasons;
+  const std::int64_t scores = s.group() * least_rows(s, limits) * s.kv_len;
+  if (scores > limits.operator_scores) {
+    reasons.push_back("One block of scores has " + std::to_string(scores) +
+                      " elements; MPSGraph computes at most " +
+                      std::to_string(limits.operator_scores) + " at a time without faults.");
+  }
+  std::int64_t bytes = largest_array(s, s.group(), 1);
+  if (s.mask != MaskKind::kNone && s.mask_varies_by_query) {
+    bytes = std::max(bytes, s.q_len * s.kv_len * sdpa::size_bytes(s.mask_dtype));
+  }
+  if (bytes > limits.array_bytes) {
+    reasons.push_back("One array of a head has " + std::to_string(bytes) +
+                      " bytes; MPSGraph holds at most " + std::to_string(limits.array_bytes) + ".");
+  }
+  return reasons;
+}
+
+bool uses_operator(const GraphSpec& spec) {
+  const Problem& s = spec.problem;
+  if (spec.pass == Pass::kBackward || spec.lse) return false;
+  if (s.softcap > 0 || s.dropout.is_active() || s.qk_dim != s.v_dim) return false;
+  if (s.has_sinks && !(spec.has_descriptor && s.group() == 1)) return false;
+  return s.mask != MaskKind::kAdditive || is_exact(s.mask_dtype, s.dtype);
+}
+
+// The triangle of grouped heads is no triangle, and which corner Apple aligns it to is not said.
+bool uses_causal_operator(const GraphSpec& spec) {
+  const Problem& s = spec.problem;
+  return uses_operator(spec) && spec.has_descriptor && s.causal != Causal::kNone &&
+         s.window.left < 0 && s.mask == MaskKind::kNone && s.group() == 1 && s.q_len == s.kv_len &&
+         s.batch * s.q_heads * s.q_len * s.kv_len <= spec.limits.operator_scores;
+}
+
+std::vector<Block> blocks_of(const GraphSpec& spec) {
+  const Problem& s = spec.problem;
+  const std::int64_t rows = rows_of_block(spec);
+  std::vector<Block> blocks;
+  if (uses_causal_operator(spec)) return {{.row = 0, .rows = rows, .key = 0, .keys = s.kv_len}};
+  for (std::int64_t row = 0; row < s.q_len; row += rows) {
+    blocks.push_back(block_at(s, row, std::min(rows, s.q_len - row)));
+  }
+  return blocks;
+}
+
+std::vector<Piece> pieces_of(const Problem& s, const GraphLimits& limits) {
+  std::vector<Piece> pieces;
+  const bool whole = fits_whole(s, limits, s.q_heads, s.kv_heads);
+  const std::int64_t batches = whole ? fitting(s, limits, s.batch, s.q_heads, s.kv_heads) : 1;
+  const std::int64_t heads = whole ? s.kv_heads : fitting(s, limits, s.kv_heads, s.group(), 1);
+  for (std::int64_t b = 0; b < s.batch; b += batches) {
+    for (std::int64_t h = 0; h < s.kv_heads; h += heads) {
+      pieces.push_back({.first_batch = b,
+                        .batches = std::min(batches, s.batch - b),
+                        .first_kv_head = h,
+                        .kv_heads = std::min(heads, s.kv_heads - h)});
+    }
+  }
+  return pieces;
+}
+
+Problem restricted(Problem s, const Piece& p) {
+  s.dropout.first_head += p.first_batch * s.q_heads + p.first_kv_head * s.group();
+  s.q_heads = p.kv_heads * s.group();
+  s.kv_heads = p.kv_heads;
+  s.batch = p.batches;
+  return s;
+}
+
+ForwardTensors restricted(const Problem& s, ForwardTensors t, const Piece& p) {
+  for (TensorView* view : {&t.query, &t.mask, &t.out, &t.lse}) *view = part_of(*view, p, s.group());
+  for (TensorView* view : {&t.key, &t.value}) *view = part_of(*view, p, 1);
+  t.sinks = heads_of(t.sinks, p, s.group());
+  return t;
+}
+
+BackwardTensors restricted(const Problem& s, BackwardTensors t, const Piece& p) {
+  for (TensorView* view :
+       {&t.query, &t.mask, &t.out, &t.lse, &t.grad_out, &t.grad_lse, &t.grad_query, &t.grad_mask}) {
+    *view = part_of(*view, p, s.group());
+  }
+  for (TensorView* view : {&t.key, &t.value, &t.grad_key, &t.grad_value}) {
+    *view = part_of(*view, p, 1);
+  }
+  for (TensorView* view : {&t.sinks, &t.grad_sinks}) *view = heads_of(*view, p, s.group());
+  return t;
+}
+
+}  // namespace sdpa::metal
