@@ -19,6 +19,7 @@
 #include "oracle.h"
 #include "sdpa/attention.h"
 #include "sdpa/cpu/instruction_set.h"
+#include "sdpa/cpu/peak.h"
 #include "sdpa/registry.h"
 #include "sdpa/threads.h"
 #include "tensors.h"
@@ -259,6 +260,20 @@ nb::list list_instruction_sets() {
   return list;
 }
 
+/// Operations and bytes a second that the CPU can do at best, by name.
+nb::dict measure_peaks() {
+  sdpa::cpu::Peaks peaks;
+  {
+    const nb::gil_scoped_release unlocked;
+    peaks = sdpa::cpu::measure_peaks();
+  }
+  nb::dict found;
+  found["float32"] = peaks.float32;
+  found["bfloat16"] = peaks.bfloat16;
+  found["bandwidth"] = peaks.bandwidth;
+  return found;
+}
+
 /// User mistakes are RuntimeErrors, as those of torch's own function are.
 void translate_exception(const std::exception_ptr& pointer, void*) {
   try {
@@ -295,6 +310,7 @@ NB_MODULE(_core, m) {
   m.def("instruction_sets", &list_instruction_sets);
   m.def("instruction_set", [] { return sdpa::cpu::instruction_set().name; });
   m.def("set_instruction_set", &sdpa::cpu::set_instruction_set, arg("name"));
+  m.def("measure_peaks", &measure_peaks);
   m.def("thread_count", &sdpa::thread_count);
   m.def("set_thread_count", &sdpa::set_thread_count, arg("count"));
 }

@@ -16,11 +16,27 @@ void forward(const Problem& problem, const ForwardTensors& tensors) {
   avx512_kernels().forward(problem, tensors);
 }
 
+/// Four independent products of tiles a round.
+double spin_tiles(std::int64_t rounds) {
+  const TileRegisters configured;
+  alignas(64) const BFloat16 zeros[kTileSize] = {};
+  _tile_loadd(4, zeros, 64);
+  _tile_loadd(5, zeros, 64);
+  for (std::int64_t n = 0; n < rounds; ++n) {
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_dpbf16ps(1, 4, 5);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  return static_cast<double>(rounds) * 4 * 2 * kTileRows * kTileRows * kTileDepth;
+}
+
 }  // namespace
 
 Kernels avx512_amx_kernels() {
   Kernels kernels = avx512_kernels();
   kernels.forward = forward;
+  kernels.spin.bfloat16 = spin_tiles;
   return kernels;
 }
 

@@ -16,11 +16,18 @@ struct KernelShape {
   bool has_bfloat16_dot = false;  ///< products of bfloat16 pairs without conversion
 };
 
+/// Loops of independent multiply-adds on one thread; they return how many operations they did.
+struct SpinLoops {
+  double (*float32)(std::int64_t rounds) = nullptr;
+  double (*bfloat16)(std::int64_t rounds) = nullptr;  ///< nullptr without a dot product of pairs
+};
+
 /// What one translation unit compiles for its instruction set.
 struct Kernels {
   void (*forward)(const Problem& problem, const ForwardTensors& tensors);
   BackwardKernels backward;
   KernelShape shape;
+  SpinLoops spin;
 };
 
 /// Kernels, their name, and where they run.

@@ -7,6 +7,7 @@
 #include "sdpa/cpu/backward_merge.h"
 #include "sdpa/cpu/forward.h"
 #include "sdpa/cpu/instruction_set.h"
+#include "sdpa/cpu/spin.h"
 
 namespace sdpa::cpu {
 
@@ -18,7 +19,8 @@ Kernels make_kernels() {
                        .merge_queries = merge_queries<S>,
                        .add_mask_gradient = add_mask_gradient<S>,
                        .panel_floats = kPanelFloats<S>},
-          .shape = shape_of<S>()};
+          .shape = shape_of<S>(),
+          .spin = spin_loops<S>()};
 }
 
 }  // namespace sdpa::cpu

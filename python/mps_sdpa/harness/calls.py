@@ -99,6 +99,16 @@ def train_call(forward: Forward, inputs: Inputs) -> Callable[[], None]:
     return step
 
 
+def backward_call(forward: Forward, inputs: Inputs) -> Callable[[], None]:
+    """The backward pass alone, for query, key and value; the graph of one forward pass is kept."""
+    out, leaves = forward(), [inputs.query, inputs.key, inputs.value]
+
+    def step() -> None:
+        torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=True)
+
+    return step
+
+
 def refusal(case: Case, inputs: Inputs, backend: str, *, gradients: bool) -> str | None:
     """Why a back end that was named cannot run the case; None if it can."""
     if backend == "stock":
