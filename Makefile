@@ -27,7 +27,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
   $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cpp test-python bench lint asan tsan clean
+.PHONY: help install demo test test-cpp test-python bench bench-cpp lint asan tsan clean
 .DELETE_ON_ERROR:
 
 help: ## show this text
@@ -76,8 +76,14 @@ test-cpp: .venv/test-tools ## the C++ tests alone
 test-python: .venv/test-tools .venv/package ## the Python tests alone (ARGS="-k name" selects)
 	@.venv/bin/python -m pytest tests/python --numprocesses $(JOBS) --quiet $(ARGS)
 
-bench: .venv/package ## time us against torch and write benchmarks/results (ARGS="--limit 4")
+bench: .venv/package ## time us against torch and write benchmarks/results (ARGS="--case causal")
 	@.venv/bin/python benchmarks/table.py $(ARGS)
+
+bench-cpp: .venv/tools ## time the C++ kernels alone (ARGS="--benchmark_filter=forward/fp32 --threads=1")
+	@.ci/system-packages bench
+	@cmake --preset release --log-level=WARNING
+	@cmake --build --preset release --target attention_benchmark
+	@build/release/benchmarks/attention_benchmark $(ARGS)
 
 lint: .venv/lint-tools .venv/package ## formatters, ruff, mypy and shellcheck over all files
 	@.venv/bin/pre-commit run --all-files

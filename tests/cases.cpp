@@ -17,6 +17,11 @@ constexpr Causal kCausal = Causal::kUpperLeft, kCached = Causal::kLowerRight;
 
 using Cases = std::vector<Case>;
 
+std::string_view short_name(DType dtype) {
+  constexpr std::array<std::string_view, 5> names{"fp32", "fp16", "bf16", "fp64", "bool"};
+  return names[static_cast<std::size_t>(dtype)];
+}
+
 /// Batch, heads, q_len, kv_len, dim, as the original's suites state them.
 struct Shape {
   std::int64_t batch, heads, q_len, kv_len, dim;
@@ -247,12 +252,62 @@ Cases brief() {
   return list;
 }
 
+Cases speed_of_16_bits() {
+  Cases list;
+  for (DType dtype : {kBf16, kFp16}) {
+    const std::string prefix = dtype == kBf16 ? "bf16 " : "fp16 ";
+    list.push_back(named(prefix + "D64 L2048", plain({1, 8, 2048, 2048, 64}, dtype)));
+    list.push_back(
+        named(prefix + "D128 L2048 causal", causal(plain({1, 8, 2048, 2048, 128}, dtype))));
+  }
+  return list;
+}
+
+Cases speed_of_decoding() {
+  Cases list;
+  for (DType dtype : kDTypes)
+    list.push_back(named("decode " + std::string(short_name(dtype)) + " H32/8 D128 8k",
+                         grouped(plain({1, 32, 1, 8192, 128}, dtype), 8)));
+  list.push_back(named("decode fp32 H8 D64 16k", plain({1, 8, 1, 16384, 64}, kFp32)));
+  list.push_back(named("decode fp32 H1 D128 32k", plain({1, 1, 1, 32768, 128}, kFp32)));
+  return list;
+}
+
+/// What the kernels are tuned by: one case for every path that has a cost of its own.
+Cases speed() {
+  const Case base = plain({1, 8, 2048, 2048, 64}, kFp32);
+  Cases list = {
+      named("fp32 D64 L2048", base),
+      named("fp32 D128 L2048", plain({1, 8, 2048, 2048, 128}, kFp32)),
+      named("fp32 D64 L2048 causal", causal(base)),
+      named("fp32 D64 L2048 bool mask", masked(base, {.shape = MaskShape::kMatrix})),
+      named("fp32 D64 L2048 key padding",
+            masked(base, {.shape = MaskShape::kKeys, .pattern = MaskPattern::kTail})),
+      named("fp32 D64 L2048 additive mask",
+            masked(base, {MaskShape::kPerHead, kFp32, MaskPattern::kSoft})),
+      named("fp32 D64 L2048 dropout", dropped(base, 0.1)),
+      named("fp32 H32/8 D128 L2048 causal",
+            grouped(causal(plain({1, 32, 2048, 2048, 128}, kFp32)), 8)),
+      named("fp32 H1 D64 L4096", plain({1, 1, 4096, 4096, 64}, kFp32)),
+      named("fp32 B32 H12 D64 L128", plain({32, 12, 128, 128, 64}, kFp32)),
+      named("fp32 B256 H4 D32 L49", plain({256, 4, 49, 49, 32}, kFp32)),
+      named("fp32 D64 L4096 window 256", with(causal(plain({1, 8, 4096, 4096, 64}, kFp32)),
+                                              [](Case& spec) { spec.window.left = 255; })),
+      named("fp32 D64 L2048 softcap", with(base, [](Case& spec) { spec.softcap = 30; })),
+      named("fp32 D64 L2048 sinks", with(base, [](Case& spec) { spec.sinks = true; })),
+      named("fp32 H1 D8 L4", plain({1, 1, 4, 4, 8}, kFp32)),
+  };
+  for (const Cases& more : {speed_of_16_bits(), speed_of_decoding()})
+    list.insert(list.end(), more.begin(), more.end());
+  return list;
+}
+
 struct Suite {
   std::string_view name;
   Cases (*cases)();
 };
 
-constexpr std::array<Suite, 10> kSuites{{{"realistic", realistic},
+constexpr std::array<Suite, 11> kSuites{{{"realistic", realistic},
                                          {"correctness", correctness},
                                          {"extended", extended},
                                          {"general", general},
@@ -261,6 +316,7 @@ constexpr std::array<Suite, 10> kSuites{{{"realistic", realistic},
                                          {"training", training},
                                          {"decode", decode},
                                          {"short", brief},
+                                         {"speed", speed},
                                          {"conformance", conformance_cases}}};
 
 constexpr auto kSuiteNames = [] {
@@ -268,11 +324,6 @@ constexpr auto kSuiteNames = [] {
   for (std::size_t n = 0; n < names.size(); ++n) names[n] = kSuites[n].name;
   return names;
 }();
-
-std::string_view short_name(DType dtype) {
-  constexpr std::array<std::string_view, 5> names{"fp32", "fp16", "bf16", "fp64", "bool"};
-  return names[static_cast<std::size_t>(dtype)];
-}
 
 std::string pair_or_one(std::int64_t first, std::int64_t second, char separator) {
   const std::string text = std::to_string(first);

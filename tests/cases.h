@@ -81,7 +81,8 @@ struct Case {
 /// The cases of a suite. Throws std::invalid_argument naming the known ones.
 std::vector<Case> suite(std::string_view name);
 
-/// realistic, correctness, extended, general, models, masks, training, decode, short, conformance.
+/// realistic, correctness, extended, general, models, masks, training, decode, short, speed,
+/// conformance.
 std::span<const std::string_view> suite_names();
 
 /// "bf16 B1 H8/2 L128x256 D64 causal mask(bool keys) dropout=0.1": the fields as one line.

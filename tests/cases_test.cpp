@@ -50,7 +50,7 @@ TEST(Cases, UnknownSuiteNamesTheKnownOnes) {
   } catch (const std::invalid_argument& error) {
     EXPECT_STREQ(error.what(),
                  "there is no suite 'everything'; known are realistic, correctness, extended, "
-                 "general, models, masks, training, decode, short, conformance");
+                 "general, models, masks, training, decode, short, speed, conformance");
   }
 }
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""The dated file of one machine: as JSON for machines and as Markdown for people.
+
+A run adds its rows to the file of the same day and machine; a row that is measured again replaces
+the older one. So a long table may be measured in pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mps_sdpa.harness.timing import Interval, weighted_geomean
+
+Row = dict[str, Any]
+
+_KEY = ("suite", "case", "which", "threads", "baseline", "backend", "instruction_set")
+_HEADINGS = ("case", "pass", "ours ms", "peer", "its ms", "ratio [95 %]", "share of peak", "rate")
+
+
+def path_for(folder: Path, machine: dict[str, Any]) -> Path:
+    chip = re.sub(r"[^a-z0-9]+", "-", machine["chip"].lower()).strip("-")
+    return folder / f"{machine['date']}-{chip}-{machine['cores']}-cores.json"
+
+
+def merge(path: Path, machine: dict[str, Any], rows: list[Row], memory: list[Row]) -> Row:
+    """What the file holds with these rows added; writes nothing."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    every = {_key(row): row for row in [*kept.get("rows", []), *rows]}
+    return {
+        "machine": machine,
+        "rows": list(every.values()),
+        "means": means(every.values()),
+        "memory": memory or kept.get("memory", []),
+    }
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _KEY)
+
+
+def means(rows: Iterable[Row]) -> list[Row]:
+    """The weighted geometric mean of the ratio over the realistic suite, by pass and threads."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row["suite"] == "realistic":
+            groups.setdefault((row["which"], row["threads"]), []).append(row)
+    return [
+        {"which": which, "threads": threads, "cases": len(group), "ratio": _mean(group)}
+        for (which, threads), group in groups.items()
+    ]
+
+
+def _mean(rows: list[Row]) -> dict[str, float]:
+    ratios = [np.asarray(row["ratios"]) for row in rows]
+    slower: Interval = weighted_geomean(ratios, [row["weight"] for row in rows])
+    return {"value": 1 / slower.value, "low": 1 / slower.high, "high": 1 / slower.low}
+
+
+def write(path: Path, document: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row in the order of _HEADINGS."""
+    ratio, ours, share = row["ratio"], row["ours_ms"], row["share"]
+    name = row["case"] + (" (avx2)" if row["instruction_set"] == "avx2" else "")
+    return (
+        name,
+        row["which"],
+        f"{ours['median']:.4g}",
+        row["baseline"],
+        f"{row['baseline_ms']['median']:.4g}",
+        f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+        f"{share['median']:.0%} (best {share['best']:.0%})",
+        f"{row['rate']:.3g} {row['unit']}",
+    )
+
+
+def markdown(document: Row) -> str:
+    machine = document["machine"]
+    lines = [
+        f"# {machine['chip']}, {machine['cores']} cores, {machine['date']}",
+        "",
+        f"{machine['os']}, {machine['memory_gb']} GB, Python {machine['python']}, torch "
+        f"{machine['torch']}, mps-sdpa {machine['mps_sdpa']}. Medians of interleaved pairs; the "
+        "share is that of multiply-adds on registers, or of the bandwidth of reading memory where "
+        "one query is decoded, measured just before each row.",
+    ]
+    for threads in sorted({row["threads"] for row in document["rows"]}):
+        rows = [row for row in document["rows"] if row["threads"] == threads]
+        lines += ["", f"## {threads} thread{'s' if threads > 1 else ''}", "", _peaks(rows), ""]
+        lines += _table(rows)
+    return "\n".join([*lines, *summary(document), ""])
+
+
+def _peaks(rows: list[Row]) -> str:
+    def median(values: list[float]) -> float:
+        return float(np.median(values)) / 1e9
+
+    single = median([row["peaks"]["flops"]["float32"] for row in rows])
+    half = median([row["peaks"]["flops"]["bfloat16"] for row in rows])
+    bandwidth = median([row["peaks"]["bandwidth"] for row in rows])
+    return (
+        f"Peaks: float32 {single:.0f} GFLOP/s, bfloat16 {half:.0f} GFLOP/s, reading "
+        f"{bandwidth:.1f} GB/s."
+    )
+
+
+def _table(rows: list[Row]) -> list[str]:
+    body = [f"| {' | '.join(cells(row))} |" for row in rows]
+    return [f"| {' | '.join(_HEADINGS)} |", "|---" * len(_HEADINGS) + "|", *body]
+
+
+def summary(document: Row) -> list[str]:
+    lines = []
+    for mean in document["means"]:
+        ratio = mean["ratio"]
+        lines.append(
+            f"Realistic suite, {mean['which']}, {mean['threads']} threads, {mean['cases']} cases: "
+            f"weighted geometric mean {ratio['value']:.2f} "
+            f"[{ratio['low']:.2f}, {ratio['high']:.2f}] times torch."
+        )
+    lines += [
+        f"{found['text']}: resident memory grows by {found['bytes'] / 2**20:.0f} MB "
+        f"({found['backend']})."
+        for found in document["memory"]
+    ]
+    return ["", *(f"- {line}" for line in lines)] if lines else []
