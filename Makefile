@@ -27,7 +27,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
   $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cpp test-python bench bench-cpp lint asan tsan clean
+.PHONY: help install demo test test-cpp test-python bench bench-peers bench-cpp lint asan tsan clean
 .DELETE_ON_ERROR:
 
 help: ## show this text
@@ -79,6 +79,20 @@ test-python: .venv/test-tools .venv/package ## the Python tests alone (ARGS="-k 
 bench: .venv/package ## time us against torch and write benchmarks/results (ARGS="--case causal")
 	@.venv/bin/python benchmarks/table.py $(ARGS)
 
+.venv-peers/package: .venv/package benchmarks/peers-constraints.txt
+	@echo "Installing the peers into .venv-peers ..."
+	@rm -rf build/wheel && $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --constraint benchmarks/peers-constraints.txt torch numpy onnx onnxruntime openvino \
+	  rich click psutil platformdirs
+	@.venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel \
+	  --config-settings build-dir=build/python .
+	@.venv-peers/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
+bench-peers: .venv-peers/package ## time us against ONNX Runtime, OpenVINO and flex_attention
+	@.venv-peers/bin/python benchmarks/peers.py $(ARGS)
+
 bench-cpp: .venv/tools ## time the C++ kernels alone (ARGS="--benchmark_filter=forward/fp32 --threads=1")
 	@.ci/system-packages bench
 	@cmake --preset release --log-level=WARNING
@@ -98,5 +112,5 @@ tsan: .venv/test-tools ## the C++ tests under the thread sanitizer
 	@cmake --build --preset tsan
 	@ctest --preset tsan --parallel $(JOBS) --progress
 
-clean: ## remove .venv and build
-	rm -rf .venv build
+clean: ## remove the environments and build
+	rm -rf .venv .venv-peers build

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ def measure(case: Case, setting: Setting, budget: Budget) -> dict[str, Any]:
         peaks = measure_peaks()
         inputs = make_inputs(case)
         ours = _call(case, inputs, setting.which, calls.forward_call(case, inputs, setting.backend))
-        theirs = _call(case, inputs, setting.which, _baseline(case, inputs, setting.baseline))
+        theirs = _call(case, inputs, setting.which, BASELINES[setting.baseline](case, inputs))
         timed = timing.paired(ours, theirs, pairs=budget.pairs, budget=budget.seconds)
         used = _core.instruction_set()
     finally:
@@ -60,10 +61,16 @@ def measure(case: Case, setting: Setting, budget: Budget) -> dict[str, Any]:
     return _row(case, setting, peaks, timed) | {"instruction_set": used}
 
 
-def _baseline(case: Case, inputs: Inputs, name: str) -> calls.Forward:
-    if name == "flex":
-        return flex.forward_call(case, inputs)
+def _stock(case: Case, inputs: Inputs) -> calls.Forward:
     return calls.forward_call(case, inputs, "stock")
+
+
+#: By name, what makes a baseline's call for a case.
+BASELINES: dict[str, Callable[[Case, Inputs], calls.Forward]] = {
+    "torch": _stock,
+    "composite": _stock,
+    "flex": flex.forward_call,
+}
 
 
 def _call(case: Case, inputs: Inputs, which: str, forward: calls.Forward) -> timing.Call:

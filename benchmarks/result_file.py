@@ -23,9 +23,9 @@ _KEY = ("suite", "case", "which", "threads", "baseline", "backend", "instruction
 _HEADINGS = ("case", "pass", "ours ms", "peer", "its ms", "ratio [95 %]", "share of peak", "rate")
 
 
-def path_for(folder: Path, machine: dict[str, Any]) -> Path:
+def path_for(folder: Path, machine: dict[str, Any], suffix: str = "") -> Path:
     chip = re.sub(r"[^a-z0-9]+", "-", machine["chip"].lower()).strip("-")
-    return folder / f"{machine['date']}-{chip}-{machine['cores']}-cores.json"
+    return folder / f"{machine['date']}-{chip}-{machine['cores']}-cores{suffix}.json"
 
 
 def merge(path: Path, machine: dict[str, Any], rows: list[Row], memory: list[Row]) -> Row:
@@ -82,6 +82,16 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{share['median']:.0%} (best {share['best']:.0%})",
         f"{row['rate']:.3g} {row['unit']}",
     )
+
+
+def line(row: Row) -> str:
+    """A row for the terminal."""
+    name, which, ours, peer, theirs, ratio, share, rate = cells(row)
+    text = (
+        f"{name:30} {which:8} {row['threads']:2}t {ours:>8} ms  {peer:11} {theirs:>8} ms  "
+        f"{ratio:>18}  {share:>16}  {rate:>13}  {'; '.join(row['notes'])}"
+    )
+    return text.rstrip()
 
 
 def markdown(document: Row) -> str:

@@ -125,7 +125,7 @@ def main() -> None:
     budget, rows = Budget(pairs=options.pairs), []
     for case, setting in chosen_rows(options):
         rows.append(measurement.measure(case, setting, budget))
-        _print(rows[-1])
+        print(result_file.line(rows[-1]), flush=True)
     is_whole = not (options.case or options.limit or options.which or options.baseline)
     memory = long_memory() if is_whole and not options.no_memory else []
     document = result_file.merge(path, machine, rows, memory)
@@ -134,15 +134,6 @@ def main() -> None:
     if is_whole or options.write:
         result_file.write(path, document)
         print(f"wrote {path} and {path.with_suffix('.md').name}")
-
-
-def _print(row: result_file.Row) -> None:
-    name, which, ours, peer, theirs, ratio, share, rate = result_file.cells(row)
-    print(
-        f"{name:30} {which:8} {row['threads']:2}t {ours:>8} ms  {peer:5} {theirs:>8} ms  "
-        f"{ratio:>18}  {share:>16}  {rate:>13}  {'; '.join(row['notes'])}".rstrip(),
-        flush=True,
-    )
 
 
 if __name__ == "__main__":
