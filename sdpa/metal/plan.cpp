@@ -73,8 +73,8 @@ void set_band(AttentionParams& p, const Problem& s) {
   if (s.causal != Causal::kNone) p.right = std::min<std::int64_t>(p.right, 0);
 }
 
-void set_mask(AttentionParams& p, const TensorView& mask) {
-  p.mask = mask_strides(mask);
+/// How far the mask, or a gradient of it that broadcasts less, reaches; and its classified tiles.
+void set_mask_reach(AttentionParams& p, const TensorView& mask) {
   p.mask_batches = reach(mask, 0);
   p.mask_heads = reach(mask, 1);
   p.mask_rows = reach(mask, 2);
@@ -107,7 +107,8 @@ Plan start_plan(const Problem& s, const Tensors& t) {
   p.qk_dim = s.qk_dim;
   p.v_dim = s.v_dim;
   set_band(p, s);
-  set_mask(p, t.mask);
+  p.mask = mask_strides(t.mask);
+  set_mask_reach(p, t.mask);
   set_dropout(p, s.dropout);
   p.sinks_kind = s.has_sinks ? kind_of(t.sinks.dtype) : kKindNone;
   p.sinks_stride = t.sinks.strides[1];
@@ -434,6 +435,7 @@ Plan plan_backward(const Problem& s, const BackwardTensors& t, const DeviceInfo&
   p.grad_value = row_strides(t.grad_value);
   p.grad_mask = mask_strides(t.grad_mask);
   p.grad_sinks_stride = t.grad_sinks.strides[1];
+  if (t.grad_mask.is_present()) set_mask_reach(p, t.grad_mask);
   const int classes = add_classes(plan, s);
   add_delta(plan, s, t, device, classes);
   if (t.grad_query.is_present()) add_grad_query(plan, s, device, classes);
