@@ -185,7 +185,8 @@ template <typename Tensors, typename Run>
 Choice choose_and_run(Tensors& t, Pass pass, const Attributes& attributes, const Request& request,
                       const Run& run) {
   Problem problem = describe(t, attributes);
-  Choice choice = select(problem, pass, request.backend, backends(), request.thresholds);
+  const auto candidates = request.candidates.empty() ? backends() : request.candidates;
+  Choice choice = select(problem, pass, request.backend, candidates, request.thresholds);
   if (choice.backend == nullptr) return choice;
   spread_over_heads(t.sinks);
   std::vector<Operand> list = operands(t, problem);

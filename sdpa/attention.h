@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 
 #include "sdpa/problem.h"
@@ -9,10 +10,12 @@
 
 namespace sdpa {
 
-/// Which back end to use, by name or "auto", and what calibration knows.
+/// Which back end to use, by name or "auto", what calibration knows, and the back ends to choose
+/// from in order of preference; none: those of the registry.
 struct Request {
   std::string backend = std::string(kAuto);
   Thresholds thresholds{};
+  std::span<const Backend* const> candidates{};
 };
 
 /// The problem that these tensors and attributes pose. Tensors have rank >= 2 and any strides;

@@ -81,17 +81,6 @@ BackwardTensors stage(Staging& staging, const BackwardTensors& t) {
           .grad_sinks = staging.stage(Role::kGradSinks, t.grad_sinks, Access::kUpdate)};
 }
 
-Plan make_plan(KernelSet kernels, const Problem& problem, const ForwardTensors& tensors,
-               const DeviceInfo& device) {
-  return kernels == KernelSet::kProto ? plan_proto(problem, tensors, device)
-                                      : plan_forward(problem, tensors, device);
-}
-
-Plan make_plan(KernelSet, const Problem& problem, const BackwardTensors& tensors,
-               const DeviceInfo& device) {
-  return plan_backward(problem, tensors, device);
-}
-
 std::string joined(const std::vector<std::string>& sentences) {
   std::string text;
   for (const std::string& sentence : sentences) text += (text.empty() ? "" : " ") + sentence;
@@ -113,9 +102,7 @@ class MetalBackend final : public Backend {
  public:
   explicit MetalBackend(KernelSet kernels) : kernels_(kernels) {}
 
-  std::string_view name() const override {
-    return kernels_ == KernelSet::kProto ? "metal_proto" : "metal";
-  }
+  std::string_view name() const override { return metal::name(kernels_); }
 
   Device device() const override { return Device::kMetal; }
 
@@ -124,16 +111,11 @@ class MetalBackend final : public Backend {
   }
 
   std::vector<std::string> unsupported(const Problem& problem, Pass pass) const override {
-    if (kernels_ == KernelSet::kProto && pass == Pass::kBackward) {
-      return {"The naive kernel has no backward pass."};
-    }
-    return refusals(problem, pass, info());
+    return objections(kernels_, problem, pass, info());
   }
 
   std::string explain(const Problem& problem, Pass pass) const override {
-    return to_string(pass == Pass::kForward
-                         ? make_plan(kernels_, problem, dense_forward(problem), info())
-                         : make_plan(kernels_, problem, dense_backward(problem), info()));
+    return to_string(describe_plan(kernels_, problem, pass, info()));
   }
 
   void forward(const Problem& problem, const ForwardTensors& tensors) const override {
@@ -144,12 +126,12 @@ class MetalBackend final : public Backend {
     guarded([&] { run(problem, Pass::kBackward, tensors); });
   }
 
- private:
   DeviceInfo info() const {
     const Opened* opened = gpu_.find();
     return opened ? opened->gpu.info() : DeviceInfo{};
   }
 
+ private:
   template <class Tensors>
   void run(const Problem& problem, Pass pass, const Tensors& tensors) const {
     const apple::AutoreleasePool pool;
@@ -182,20 +164,27 @@ class MetalBackend final : public Backend {
   mutable LazyGpu gpu_;
 };
 
+const MetalBackend& flash_backend() {
+  static const MetalBackend instance(KernelSet::kFlash);
+  return instance;
+}
+
 }  // namespace
 
 std::unique_ptr<const Backend> make_backend(KernelSet kernels) {
   return std::make_unique<MetalBackend>(kernels);
 }
 
-const Backend& backend() {
-  static const MetalBackend instance(KernelSet::kFlash);
-  return instance;
-}
+const Backend& backend() { return flash_backend(); }
 
 const Backend& proto_backend() {
   static const MetalBackend instance(KernelSet::kProto);
   return instance;
+}
+
+std::optional<DeviceInfo> system_device() {
+  if (!flash_backend().availability().available) return std::nullopt;
+  return flash_backend().info();
 }
 
 }  // namespace sdpa::metal

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "sdpa/backend.h"
+#include "sdpa/metal/kernel_set.h"
 
 /// The Apple GPU for C++ users. Tensors of Device::kMetal lie in memory that host and GPU share:
 /// `data` is the host's address. What begins with a page of 16 KiB is used as it lies, all else is
 /// copied. A call returns when its results are there.
 namespace sdpa::metal {
-
-/// The flash kernels, or the naive one for reading and experiments (forward only).
-enum class KernelSet : std::uint8_t { kFlash, kProto };
 
 /// A back end that looks for the GPU when it is first asked anything.
 std::unique_ptr<const Backend> make_backend(KernelSet kernels);
@@ -20,5 +18,8 @@ std::unique_ptr<const Backend> make_backend(KernelSet kernels);
 /// "metal" and "metal_proto", as the registry lists them.
 const Backend& backend();
 const Backend& proto_backend();
+
+/// The system's GPU as plans see it; none where `backend()` is not available.
+std::optional<DeviceInfo> system_device();
 
 }  // namespace sdpa::metal
