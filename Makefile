@@ -74,6 +74,8 @@ test-cpp: .venv/test-tools ## the C++ tests alone
 	@ctest --preset dev --parallel $(JOBS) --progress $(ARGS)
 
 test-python: .venv/test-tools .venv/package ## the Python tests alone (ARGS="-k name" selects)
+	@cmake --preset dev --log-level=WARNING
+	@cmake --build --preset dev --target torch_mps_simulator
 	@.venv/bin/python -m pytest tests/python --numprocesses $(JOBS) --quiet $(ARGS)
 
 bench: .venv/package ## time us against torch and write benchmarks/results (ARGS="--case causal")

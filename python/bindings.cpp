@@ -7,16 +7,15 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
-#include <algorithm>
-#include <array>
-#include <atomic>
-#include <cstring>
 #include <memory>
 #include <stdexcept>
 
+#include "calls.h"
 #include "cases.h"
+#include "metal.h"
 #include "options.h"
 #include "oracle.h"
+#include "results.h"
 #include "sdpa/attention.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/peak.h"
@@ -33,38 +32,6 @@ using sdpa::DType;
 using sdpa::ForwardTensors;
 using sdpa::TensorView;
 
-constexpr std::size_t kMaxBackends = 16;
-
-/// Forward calls that each back end has done, in the order of sdpa::backends().
-std::array<std::atomic<std::uint64_t>, kMaxBackends> call_counts;
-
-void count_call(const sdpa::Backend* backend) {
-  std::size_t index = 0;
-  for (const sdpa::Backend* each : sdpa::backends()) {
-    if (each == backend) call_counts[index].fetch_add(1, std::memory_order_relaxed);
-    ++index;
-  }
-}
-
-/// The Choice as an object where the caller should know of it: torch's own function is to run, or
-/// another back end than the one asked for did.
-nb::object remarkable(Choice&& choice, const Options& options) {
-  const bool as_asked =
-      choice.backend != nullptr &&
-      (options.request.backend == sdpa::kAuto || options.request.backend == choice.backend->name());
-  return as_asked ? nb::object(nb::none()) : nb::cast(std::move(choice));
-}
-
-/// float64 for float64 inputs, else float32.
-DType wide(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
-
-/// [..., heads, rows] for [..., heads, rows, columns].
-TensorView without_columns(TensorView view, DType dtype) {
-  view.dtype = dtype;
-  --view.rank;
-  return view;
-}
-
 /// Runs a call whose results have been allocated, without the GIL, and counts it.
 Choice run(const ForwardTensors& tensors, const Options& options) {
   Choice choice;
@@ -72,7 +39,7 @@ Choice run(const ForwardTensors& tensors, const Options& options) {
     const nb::gil_scoped_release unlocked;
     choice = sdpa::forward(tensors, options.attributes, options.request);
   }
-  count_call(choice.backend);
+  if (choice.backend != nullptr) count_call(choice.backend->name());
   return choice;
 }
 
@@ -82,13 +49,7 @@ nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handl
                    nb::handle sinks, const Options& options, bool want_lse) {
   ForwardTensors t = inputs_of(query, key, value, mask, sinks);
   if (t.query.device != sdpa::Device::kCpu) return nb::none();
-  nb::object lse = nb::none();
-  nb::object out = allocate(t.out, order_of(t.query));
-  if (want_lse) {
-    t.lse = without_columns(t.out, wide(t.query.dtype));
-    lse = allocate(t.lse, Order::kRowMajor);
-    t.lse = with_column(t.lse);
-  }
+  auto [out, lse] = allocate_outputs(t, want_lse);
   Choice choice = run(t, options);
   if (choice.backend == nullptr) out = lse = nb::none();
   return nb::make_tuple(out, lse, remarkable(std::move(choice), options));
@@ -138,43 +99,6 @@ nb::object forward_saving(nb::handle ctx, nb::handle query, nb::handle key, nb::
   return choice.is_none() ? out : nb::object(nb::make_tuple(out, nb::none(), choice));
 }
 
-/// The gradients a caller can ask for, as bits of `wanted`, in the order they are returned.
-enum Gradient : int { kQuery = 1, kKey = 2, kValue = 4, kMask = 8, kSinks = 16 };
-
-/// A gradient with the batch of the output, so that what broadcasts is summed afterwards by torch.
-nb::object allocate_gradient(TensorView& gradient, const TensorView& input, const TensorView& out,
-                             std::int64_t heads) {
-  gradient = sdpa::with_rank(input, out.rank);
-  for (int dim = 0; dim < out.rank - 3; ++dim)
-    gradient.shape[static_cast<std::size_t>(dim)] = out.shape[static_cast<std::size_t>(dim)];
-  if (out.rank >= 3) gradient.shape[static_cast<std::size_t>(out.rank - 3)] = heads;
-  return allocate(gradient, order_of(input));
-}
-
-/// A gradient that is summed into: dense, filled with zeros.
-nb::object allocate_sum(TensorView& gradient, const TensorView& input, DType dtype) {
-  gradient = input;
-  gradient.dtype = wide(dtype);
-  nb::object made = allocate(gradient, Order::kRowMajor);
-  std::memset(
-      gradient.data, 0,
-      static_cast<std::size_t>(gradient.element_count() * sdpa::size_bytes(gradient.dtype)));
-  return made;
-}
-
-nb::list allocate_gradients(BackwardTensors& t, int wanted) {
-  nb::object made[5] = {nb::none(), nb::none(), nb::none(), nb::none(), nb::none()};
-  const std::int64_t kv_heads = std::max(t.key.extent(-3), t.value.extent(-3));
-  if (wanted & kQuery) made[0] = allocate_gradient(t.grad_query, t.query, t.out, t.out.extent(-3));
-  if (wanted & kKey) made[1] = allocate_gradient(t.grad_key, t.key, t.out, kv_heads);
-  if (wanted & kValue) made[2] = allocate_gradient(t.grad_value, t.value, t.out, kv_heads);
-  if (wanted & kMask) made[3] = allocate_sum(t.grad_mask, t.mask, t.query.dtype);
-  if (wanted & kSinks) made[4] = allocate_sum(t.grad_sinks, t.sinks, t.query.dtype);
-  nb::list list;
-  for (nb::object& gradient : made) list.append(std::move(gradient));
-  return list;
-}
-
 TensorView lse_of(nb::handle object) {
   if (nb::isinstance<SavedLse>(object)) return nb::cast<const SavedLse&>(object).view;
   return with_column(view_of(object, "lse"));
@@ -210,10 +134,6 @@ sdpa::Device device_named(const std::string& name) {
   throw std::invalid_argument("device must be cpu, mps or cuda, but got " + name);
 }
 
-sdpa::Pass pass_named(const std::string& name) {
-  return name == "backward" ? sdpa::Pass::kBackward : sdpa::Pass::kForward;
-}
-
 /// What would be chosen if these tensors lay on `device`: (problem, plan, Choice).
 nb::object explain(nb::handle query, nb::handle key, nb::handle value, nb::handle mask,
                    nb::handle sinks, const Options& options, const std::string& pass,
@@ -238,18 +158,6 @@ nb::list list_backends() {
     list.append(nb::make_tuple(std::string(backend->name()), reason));
   }
   return list;
-}
-
-nb::dict read_call_counts() {
-  nb::dict counts;
-  std::size_t index = 0;
-  for (const sdpa::Backend* backend : sdpa::backends())
-    counts[std::string(backend->name()).c_str()] = call_counts[index++].load();
-  return counts;
-}
-
-void reset_call_counts() {
-  for (auto& count : call_counts) count = 0;
 }
 
 /// [(name, whether this processor runs it)], fastest first.
@@ -293,6 +201,8 @@ NB_MODULE(_core, m) {
   bind_options(m);
   bind_oracle(m);
   bind_cases(m);
+  bind_calls(m);
+  bind_metal(m);
   m.def("attach", &attach, arg("tensor"), arg("parameter"), arg("capsule").none());
   m.def("classify", &classify, arg("query"), arg("key"), arg("value"), arg("mask").none());
   m.def("forward", &forward, arg("query"), arg("key"), arg("value"), arg("mask").none(),
@@ -305,8 +215,6 @@ NB_MODULE(_core, m) {
   m.def("explain", &explain, arg("query"), arg("key"), arg("value"), arg("mask").none(),
         arg("sinks").none(), arg("options"), arg("pass_") = "forward", arg("device") = "cpu");
   m.def("backends", &list_backends);
-  m.def("call_counts", &read_call_counts);
-  m.def("reset_call_counts", &reset_call_counts);
   m.def("instruction_sets", &list_instruction_sets);
   m.def("instruction_set", [] { return sdpa::cpu::instruction_set().name; });
   m.def("set_instruction_set", &sdpa::cpu::set_instruction_set, arg("name"));

@@ -3,6 +3,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <string>
+
 #include "sdpa/attention.h"
 
 namespace mps_sdpa {
@@ -13,6 +15,11 @@ struct Options {
   sdpa::Attributes attributes;
   sdpa::Request request;
 };
+
+/// The pass of a name, "forward" or "backward".
+inline sdpa::Pass pass_named(const std::string& name) {
+  return name == "backward" ? sdpa::Pass::kBackward : sdpa::Pass::kForward;
+}
 
 /// Binds Options and Choice.
 void bind_options(nanobind::module_& m);

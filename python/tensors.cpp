@@ -97,25 +97,6 @@ Device device_of(const dlpack::Device& device) {
                                        : Device::kCuda;
 }
 
-/// A tensor that torch cannot describe (meta, sparse, ...): not the CPU's, so no back end takes it.
-TensorView elsewhere() {
-  PyErr_Clear();
-  return {.device = Device::kCuda, .rank = 1, .shape = {1}};
-}
-
-TensorView describe(nb::handle tensor, const char* argument) {
-  dlpack::Tensor seen;
-  if (torch.exchange->describe(tensor.ptr(), &seen) != 0) return elsewhere();
-  check_rank(seen.rank, argument);
-  TensorView view{.data = static_cast<char*>(seen.data) + seen.byte_offset,
-                  .dtype = dtype_of(seen.dtype, tensor, argument),
-                  .device = device_of(seen.device),
-                  .rank = seen.rank};
-  std::copy_n(seen.shape, seen.rank, view.shape.begin());
-  std::copy_n(seen.strides, seen.rank, view.strides.begin());
-  return at_least_vector(view);
-}
-
 void read_integers(nb::handle sequence, std::array<std::int64_t, sdpa::kMaxRank>& out) {
   int dim = 0;
   for (nb::handle item : sequence)
@@ -133,6 +114,28 @@ TensorView read_attributes(nb::handle tensor, const char* argument) {
   view.device = type == "cpu" ? Device::kCpu : type == "mps" ? Device::kMetal : Device::kCuda;
   read_integers(tensor.attr("shape"), view.shape);
   read_integers(tensor.attr("stride")(), view.strides);
+  return at_least_vector(view);
+}
+
+/// A tensor that torch does not describe: an Apple GPU's has the attributes of any; of others
+/// (meta, sparse, ...) only that they are not the CPU's matters, so that no back end takes them.
+TensorView not_described(nb::handle tensor, const char* argument) {
+  PyErr_Clear();
+  if (nb::cast<std::string>(tensor.attr("device").attr("type")) == "mps")
+    return read_attributes(tensor, argument);
+  return {.device = Device::kCuda, .rank = 1, .shape = {1}};
+}
+
+TensorView describe(nb::handle tensor, const char* argument) {
+  dlpack::Tensor seen;
+  if (torch.exchange->describe(tensor.ptr(), &seen) != 0) return not_described(tensor, argument);
+  check_rank(seen.rank, argument);
+  TensorView view{.data = static_cast<char*>(seen.data) + seen.byte_offset,
+                  .dtype = dtype_of(seen.dtype, tensor, argument),
+                  .device = device_of(seen.device),
+                  .rank = seen.rank};
+  std::copy_n(seen.shape, seen.rank, view.shape.begin());
+  std::copy_n(seen.strides, seen.rank, view.strides.begin());
   return at_least_vector(view);
 }
 
@@ -165,17 +168,18 @@ nb::object allocate_by_exchange(TensorView& like, bool swapped) {
   return nb::steal(static_cast<PyObject*>(object));
 }
 
-nb::object empty(const TensorView& like) {
+nb::object empty(const TensorView& like, nb::handle device) {
   const nb::module_ module = nb::module_::import_("torch");
   nb::list shape;
   for (int dim = 0; dim < like.rank; ++dim) shape.append(like.shape[static_cast<std::size_t>(dim)]);
   const std::string dtype(sdpa::name(like.dtype));
-  return module.attr("empty")(shape, nb::arg("dtype") = module.attr(dtype.c_str()));
+  return module.attr("empty")(shape, nb::arg("dtype") = module.attr(dtype.c_str()),
+                              nb::arg("device") = device);
 }
 
-nb::object allocate_by_attributes(TensorView& like, bool swapped) {
+nb::object allocate_by_attributes(TensorView& like, bool swapped, nb::handle device) {
   if (swapped) std::swap(like.shape[1], like.shape[2]);
-  nb::object made = empty(like);
+  nb::object made = empty(like, device);
   if (swapped) made = made.attr("transpose")(1, 2);
   like = read_attributes(made, "out");
   return made;
@@ -235,10 +239,11 @@ Order order_of(const TensorView& view) {
   return inside ? Order::kHeadsInside : Order::kRowMajor;
 }
 
-nb::object allocate(TensorView& like, Order order) {
+nb::object allocate(TensorView& like, Order order, nb::handle device) {
   const bool swapped = order == Order::kHeadsInside && like.rank == 4;
+  if (device.is_valid()) return allocate_by_attributes(like, swapped, device);
   return torch.exchange != nullptr ? allocate_by_exchange(like, swapped)
-                                   : allocate_by_attributes(like, swapped);
+                                   : allocate_by_attributes(like, swapped, nb::str("cpu"));
 }
 
 }  // namespace mps_sdpa

@@ -48,8 +48,8 @@ enum class Order : std::uint8_t { kRowMajor, kHeadsInside };
 /// Whether a rank-4 view has its heads inside its rows, [batch, rows, heads, columns] in memory.
 Order order_of(const sdpa::TensorView& view);
 
-/// A new tensor of the shape, dtype and device of `like`; its strides and address are written back
-/// to `like`.
-nb::object allocate(sdpa::TensorView& like, Order order);
+/// A new tensor of the shape and dtype of `like`; its strides and address are written back to
+/// `like`. It lies on the CPU, or on `device` where one is given.
+nb::object allocate(sdpa::TensorView& like, Order order, nb::handle device = {});
 
 }  // namespace mps_sdpa

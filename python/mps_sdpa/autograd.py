@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mps_sdpa import _core, composite
+from mps_sdpa import _core, composite, launchers, stats
 from mps_sdpa.settings import Settings
 
 __all__ = ["AttentionFunction", "PlainFunction", "apply", "apply_plain", "fused_gradients"]
@@ -35,7 +35,7 @@ class AttentionFunction(Function):
         settings: Settings,
         want_lse: bool,
     ) -> tuple[Tensor | None, Tensor | None, _core.Choice | None]:
-        found = _core.forward(query, key, value, mask, sinks, options, True)
+        found = launchers.forward(query, key, value, mask, sinks, options, True)
         if found is None:
             return None, None, None
         out, lse, choice = found
@@ -55,7 +55,9 @@ class AttentionFunction(Function):
         if torch.is_grad_enabled():
             gradients = _differentiable(saved[:5], wanted, ctx.settings, grad_out, grad_lse)
         else:
-            gradients = fused_gradients(saved, wanted, ctx.options, grad_out, grad_lse)
+            gradients = fused_gradients(
+                saved, wanted, (ctx.options, ctx.settings), grad_out, grad_lse
+            )
         return (*gradients, None, None, None)
 
 
@@ -78,7 +80,7 @@ class PlainFunction(Function):
             gradients = _differentiable(inputs, wanted, settings, grad_out, None)
         else:
             saved = (query, key, value, mask, None, out, lse)
-            gradients = fused_gradients(saved, wanted, options, grad_out, None)
+            gradients = fused_gradients(saved, wanted, (options, settings), grad_out, None)
         return (*gradients[:4], None)
 
 
@@ -91,13 +93,18 @@ apply: Callable[..., Any] = AttentionFunction.apply
 def fused_gradients(
     saved: tuple[Tensor | _core.SavedLse | None, ...],
     wanted: tuple[bool, ...],
-    options: _core.Options,
+    call: tuple[_core.Options, Settings],
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> list[Tensor | None]:
-    """The kernel's gradients, summed over what was broadcast, in the inputs' dtypes."""
+    """The kernel's gradients, summed over what was broadcast, in the inputs' dtypes; those of the
+    formula where no kernel can."""
     bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
-    gradients, _ = _core.backward(saved, grad_out, grad_lse, options, bits)
+    options, settings = call
+    gradients, choice = launchers.backward(saved, grad_out, grad_lse, options, bits)
+    if choice is not None and choice.backend is None:
+        stats.record_fallback("; ".join(f"{name}: {reason}" for name, reason in choice.rejected))
+        return _gradients_of_formula(saved[:5], wanted, settings, grad_out, grad_lse)
     for index, gradient in enumerate(gradients):
         if gradient is None:
             continue
@@ -109,6 +116,22 @@ def fused_gradients(
             gradient = gradient.to(tensor.dtype)
         gradients[index] = gradient
     return gradients
+
+
+def _gradients_of_formula(
+    inputs: tuple[Any, ...],
+    wanted: tuple[bool, ...],
+    settings: Settings,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor | None]:
+    leaves = tuple(
+        None if tensor is None else tensor.detach().requires_grad_(asked)
+        for tensor, asked in zip(inputs, wanted, strict=True)
+    )
+    with torch.enable_grad():
+        found = _differentiable(leaves, wanted, settings, grad_out, grad_lse)
+    return [None if gradient is None else gradient.detach() for gradient in found]
 
 
 def _differentiable(

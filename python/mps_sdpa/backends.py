@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mps_sdpa import _core
+from mps_sdpa import _core, mps
 from mps_sdpa.environment import environment
 
 __all__ = [
@@ -27,10 +27,8 @@ __all__ = [
 NAMES = ("metal", "mpsgraph_zc", "mpsgraph", "metal_proto", "cpu", "stock")
 
 _APPLE = {
-    "metal": "It needs an Apple GPU",
     "mpsgraph_zc": "It needs an Apple GPU with macOS 15 or newer",
     "mpsgraph": "It needs an Apple GPU with macOS 15 or newer",
-    "metal_proto": "It needs an Apple GPU",
 }
 
 _chosen_default: str | None = None
@@ -47,6 +45,8 @@ def reason_against(name: str) -> str | None:
     """Why a back end cannot be used on this machine; None if it can."""
     if name == "stock":
         return None
+    if name in ("metal", "metal_proto"):
+        return mps.reason_against()
     built = dict(_core.backends())
     if name in built:
         return built[name]

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
-from mps_sdpa import _core, autograd, composite, stats, torch_ops
+from mps_sdpa import _core, autograd, composite, devices, launchers, stats, torch_ops
 from mps_sdpa.backends import check_backend, default_backend
 from mps_sdpa.environment import environment
 from mps_sdpa.settings import Causal, Settings
@@ -37,6 +37,9 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 #: Bits of what `_core.classify` returns.
 PLAIN, PLAIN_WITH_GRADIENT = 1, 3
+
+#: The kinds of device that kernels of ours run on.
+_KERNELS_ON = ("cpu", "mps")
 
 _attached = False
 _thresholds: list[list[float]] | None = None
@@ -130,8 +133,8 @@ def is_special() -> bool:
     )
 
 
-def _autocast_dtype() -> torch.dtype | None:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+def _autocast_dtype(kind: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -188,8 +191,8 @@ def _reason_for_stock(tensors: tuple[Tensor | None, ...]) -> str | None:
     assert query is not None
     if not all(map(_is_plain, tensors)):
         return "tensor subclass"
-    if query.device.type != "cpu":
-        return f"not on this device ({query.device.type})"
+    if devices.kind(query) not in _KERNELS_ON:
+        return f"not on this device ({devices.kind(query)})"
     if query.layout != torch.strided:
         return "sparse layout"
     if _dispatch_modes():
@@ -266,25 +269,28 @@ def attend(
     options = options_for(settings)
     if _resolved(settings.backend) == "stock":
         return stock_attention(query, key, value, mask, sinks, settings, want_lse)
-    if torch.compiler.is_compiling() and query.device.type == "cpu":
+    kind = devices.kind(query)
+    if torch.compiler.is_compiling() and kind in _KERNELS_ON:
         return _attend_dispatched((query, key, value, mask, sinks), settings)
     if reason := _reason_for_stock((query, key, value, mask, sinks)):
         found = stock_attention(query, key, value, mask, sinks, settings, want_lse)
         stats.record_fallback(reason)
         return found
-    if (dtype := _autocast_dtype()) is not None:
-        with torch.autocast("cpu", enabled=False):
+    if (dtype := _autocast_dtype(kind)) is not None:
+        with torch.autocast(kind, enabled=False):
             query, key, value = (_cast(tensor, dtype) for tensor in (query, key, value))
             return attend(query, key, value, mask, sinks, settings, want_lse)
     key, value = _equal_heads(key, value)
     if _transforms() or forward_ad._current_level >= 0:
         return _attend_transformed((query, key, value, mask, sinks), settings)
     inputs = _resolved_inputs(query, key, value, mask, sinks)
+    if kind == "mps" and 0 in (query.numel(), key.numel(), value.numel()):
+        return composite.attention(*inputs, settings)  # nothing to launch
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         training = options_for(settings, training=True)
         out, lse, choice = autograd.apply(*inputs, training, settings, want_lse)
     else:
-        found_or_none = _core.forward(*inputs, options, want_lse)
+        found_or_none = launchers.forward(*inputs, options, want_lse)
         assert found_or_none is not None
         out, lse, choice = found_or_none
     if choice is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mps_sdpa import _core
+from mps_sdpa import devices, launchers
 from mps_sdpa.arguments import attention_settings, check_tensors
 from mps_sdpa.backends import NAMES, reason_against
 from mps_sdpa.calibration import calibration_summary
@@ -53,16 +53,17 @@ def explain(
     check_tensors(q, k, v, mask)
     pass_ = "backward" if training else "forward"
     options = options_for(settings)
-    problem, plan, choice = _core.explain(q, k, v, mask, sinks, options, pass_, q.device.type)
-    rejected = {name: why for name in NAMES if (why := reason_against(name))}
-    rejected.update(choice.rejected)
+    problem, plan, choice = launchers.explain(q, k, v, mask, sinks, options, pass_)
+    against = dict(choice.rejected)
+    reasons = {name: against.get(name) or reason_against(name) for name in NAMES}
+    rejected = {name: why for name, why in reasons.items() if why}
     found = {
         "problem": problem,
         "pass": pass_,
         "backend": choice.backend or "stock",
         "why": choice.why,
         "plan": plan,
-        "calibration": calibration_summary(q.device.type),
+        "calibration": calibration_summary(devices.kind(q)),
         "rejected": rejected,
     }
     if not quiet:

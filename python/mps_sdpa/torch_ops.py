@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mps_sdpa import devices
 from mps_sdpa.settings import Causal, Settings
 
 __all__ = ["attend_through_dispatcher"]
@@ -112,9 +113,10 @@ def _backward_kernel(
     from mps_sdpa.autograd import fused_gradients
     from mps_sdpa.engine import options_for
 
-    compiled = options_for(_settings((*options[:-1], "auto"), seed))
+    settings = _settings((*options[:-1], "auto"), seed)
     saved = (query, key, value, mask, sinks, out, lse)
-    gradients = fused_gradients(saved, tuple(wanted), compiled, grad_out, grad_lse)
+    call = (options_for(settings), settings)
+    gradients = fused_gradients(saved, tuple(wanted), call, grad_out, grad_lse)
     return tuple(query.new_empty(0) if each is None else each for each in gradients)
 
 
@@ -146,8 +148,9 @@ def _backward_fake(
 
 _register_fake("mps_sdpa::attention", _forward_fake, lib=_library)
 _register_fake("mps_sdpa::attention_backward", _backward_fake, lib=_library)
-_library.impl("attention", _forward_kernel, "CPU")
-_library.impl("attention_backward", _backward_kernel, "CPU")
+for _device in ("CPU", "MPS"):
+    _library.impl("attention", _forward_kernel, _device)
+    _library.impl("attention_backward", _backward_kernel, _device)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -281,8 +284,9 @@ def attend_through_dispatcher(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One call of the operator: the output and the log-sum-exp. Compilers can trace it."""
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
+    kind = devices.kind(query)
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     drawn = None
     if dropout > 0 and seed is None:

@@ -115,23 +115,22 @@ void run_pass(Tensors t, const Run& run) {
   for (auto& copy : packed) copy->write_back();
 }
 
-/// The kernel compiled for a launch if there is one, else the one for all specializations.
-std::string function_for(const Dispatch& dispatch) {
-  if (!sim::kernel_info(dispatch.kernel).name.empty()) return dispatch.kernel;
-  const Specialization s = parse_host_name(dispatch.kernel);
-  spec_values = {s.qk, s.v, s.chunks, s.tile, s.groups, s.features};
-  const std::string dtype = s.dtype == DType::kFloat16    ? "half"
-                            : s.dtype == DType::kBFloat16 ? "bfloat"
-                                                          : "float";
-  return "any_" + s.kernel + "_" + dtype;
-}
-
 sim::Size size_of(const Extent& extent) {
   return {static_cast<unsigned>(extent.x), static_cast<unsigned>(extent.y),
           static_cast<unsigned>(extent.z)};
 }
 
 }  // namespace
+
+std::string select_function(const std::string& host_name) {
+  if (!sim::kernel_info(host_name).name.empty()) return host_name;
+  const Specialization s = parse_host_name(host_name);
+  spec_values = {s.qk, s.v, s.chunks, s.tile, s.groups, s.features};
+  const std::string dtype = s.dtype == DType::kFloat16    ? "half"
+                            : s.dtype == DType::kBFloat16 ? "bfloat"
+                                                          : "float";
+  return "any_" + s.kernel + "_" + dtype;
+}
 
 std::vector<sim::Counters> run_plan(const Plan& plan, RoleMemories memory,
                                     const sim::Options& options) {
@@ -147,7 +146,7 @@ std::vector<sim::Counters> run_plan(const Plan& plan, RoleMemories memory,
   }
   std::vector<sim::Counters> counters;
   for (const Dispatch& dispatch : plan.dispatches) {
-    sim::Dispatch launch{.function = function_for(dispatch),
+    sim::Dispatch launch{.function = select_function(dispatch.kernel),
                          .grid = size_of(dispatch.grid),
                          .group = size_of(dispatch.group)};
     for (std::size_t index = 0; index < dispatch.buffers.size(); ++index) {

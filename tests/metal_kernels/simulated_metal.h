@@ -19,6 +19,10 @@ struct RoleMemory {
 
 using RoleMemories = std::map<Role, RoleMemory>;
 
+/// The name under which the simulator has a kernel: its own where it was compiled, else that of the
+/// kernel for all specializations, which from now on runs as this one.
+std::string select_function(const std::string& host_name);
+
 /// Runs the launches of a plan in the simulator, in order. Throws std::runtime_error with the first
 /// fault. Returns the counters of each launch.
 std::vector<sim::Counters> run_plan(const Plan& plan, RoleMemories memory,

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+#include "calls.h"
+
+#include <nanobind/stl/string_view.h>
+
+#include <array>
+#include <atomic>
+#include <string>
+#include <utility>
+
+#include "sdpa/registry.h"
+
+namespace mps_sdpa {
+namespace {
+
+namespace nb = nanobind;
+
+constexpr std::size_t kMaxBackends = 16;
+
+/// Forward calls that each back end has done, in the order of sdpa::backends().
+std::array<std::atomic<std::uint64_t>, kMaxBackends> call_counts;
+
+nb::dict read_call_counts() {
+  nb::dict counts;
+  std::size_t index = 0;
+  for (const sdpa::Backend* backend : sdpa::backends())
+    counts[std::string(backend->name()).c_str()] = call_counts[index++].load();
+  return counts;
+}
+
+void reset_call_counts() {
+  for (auto& count : call_counts) count = 0;
+}
+
+}  // namespace
+
+void count_call(std::string_view backend) {
+  std::size_t index = 0;
+  for (const sdpa::Backend* each : sdpa::backends()) {
+    if (each->name() == backend) call_counts[index].fetch_add(1, std::memory_order_relaxed);
+    ++index;
+  }
+}
+
+nb::object remarkable(sdpa::Choice&& choice, const Options& options) {
+  const bool as_asked =
+      choice.backend != nullptr &&
+      (options.request.backend == sdpa::kAuto || options.request.backend == choice.backend->name());
+  return as_asked ? nb::object(nb::none()) : nb::cast(std::move(choice));
+}
+
+void bind_calls(nb::module_& m) {
+  m.def("call_counts", &read_call_counts);
+  m.def("count_call", &count_call, nb::arg("backend"));
+  m.def("reset_call_counts", &reset_call_counts);
+}
+
+}  // namespace mps_sdpa
