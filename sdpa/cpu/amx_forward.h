@@ -19,7 +19,7 @@
 // keys.
 //
 // A product of a zero probability and a NaN value would be NaN, so that K and V must be finite
-// here; the caller takes another kernel where they are not.
+// here; the caller takes another kernel where they are not, and where rows have gaps.
 
 #include <cstdlib>
 
@@ -125,7 +125,15 @@ struct AmxScratch {
   AmxBlock<S> block[kTaskBlocks];
 };
 
-template <class S>
+/// Operands are packed from rows whose elements lie side by side.
+inline bool has_whole_rows(const ForwardTensors& t) {
+  for (const TensorView* view : {&t.query, &t.key, &t.value, &t.out})
+    if (view->shape[3] > 1 && view->strides[3] != 1) return false;
+  return true;
+}
+
+/// The pass over an instruction set S, with products by Tiles.
+template <class S, class Tiles>
 class AmxForward {
  public:
   AmxForward(const Problem& problem, const ForwardTensors& tensors)
@@ -144,14 +152,14 @@ class AmxForward {
     packed_.values = values_.get();
   }
 
-  /// False, and nothing written, where a key or a value is not finite.
+  /// False, and nothing written, where rows have gaps, or a key or a value is not finite.
   bool run() {
-    if (!pack()) return false;
+    if (!has_whole_rows(t_) || !pack()) return false;
     const std::int64_t rows = s_.q_len * s_.group();
     const std::int64_t per_task = kTaskBlocks * kAmxBlock;
     const std::int64_t tasks = (rows + per_task - 1) / per_task;
     parallel_for(heads() * tasks, [&](std::int64_t task, int) {
-      const TileRegisters registers;
+      const typename Tiles::Registers registers;
       // The last rows come first: under causality they are the longest tasks.
       run_task(task / tasks, (tasks - 1 - task % tasks) * per_task);
     });
@@ -252,9 +260,9 @@ class AmxForward {
     const std::int64_t row_of_tiles = packed_.key_steps * kTileSize;
     const BFloat16* keys =
         packed_.keys + index * packed_.key_block_size() + first / kTileRows * row_of_tiles;
-    multiply_block<Sum::kStart>(m.scores[0], kAmxBlock, packed(keys, row_of_tiles, kTileSize),
-                                packed(block.query, kTileSize, 2 * kTileSize),
-                                static_cast<int>(packed_.key_steps));
+    Tiles::template multiply_block<Sum::kStart>(
+        m.scores[0], kAmxBlock, packed(keys, row_of_tiles, kTileSize),
+        packed(block.query, kTileSize, 2 * kTileSize), static_cast<int>(packed_.key_steps));
   }
 
   /// Scale, soft cap and mask, in place; keys outside [begin, end) are hidden.
@@ -347,9 +355,10 @@ class AmxForward {
                          .second = kTileDepth,
                          .step = kTileRows * 2 * kAmxBlock};
     for (std::int64_t tile = 0; tile < packed_.value_tiles; tile += 2)
-      multiply_block<Sum::kContinue>(block.out + tile * kTileRows * kAmxBlock, kAmxBlock,
-                                     packed(values + tile * kTileSize, kTileSize, row_of_tiles),
-                                     pairs, (end - begin) / kTileDepth);
+      Tiles::template multiply_block<Sum::kContinue>(
+          block.out + tile * kTileRows * kAmxBlock, kAmxBlock,
+          packed(values + tile * kTileSize, kTileSize, row_of_tiles), pairs,
+          (end - begin) / kTileDepth);
   }
 
   /// O = O^T / l and LSE; a row that saw nothing is 0 and -infinity.

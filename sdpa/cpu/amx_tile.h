@@ -62,37 +62,44 @@ SDPA_INLINE TilePair packed(const BFloat16* data, std::int64_t second, std::int6
 
 enum class Sum : std::uint8_t { kStart, kContinue };
 
-/// to[32][32] (+)= A B over `steps` tiles of depth; `to` has rows of `stride` floats.
-template <Sum kSum>
-SDPA_INLINE void multiply_block(float* to, std::int64_t stride, TilePair a, TilePair b, int steps) {
-  float* low = to + kTileRows * stride;
-  const std::int64_t to_bytes = stride * 4, a_bytes = a.row * 2, b_bytes = b.row * 2;
-  if constexpr (kSum == Sum::kStart) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, to, to_bytes);
-    _tile_loadd(1, to + kTileRows, to_bytes);
-    _tile_loadd(2, low, to_bytes);
-    _tile_loadd(3, low + kTileRows, to_bytes);
+/// Products of tiles by the processor. The tests have a model of this interface for processors
+/// without AMX.
+struct AmxTiles {
+  using Registers = TileRegisters;
+
+  /// to[32][32] (+)= A B over `steps` tiles of depth; `to` has rows of `stride` floats.
+  template <Sum kSum>
+  static SDPA_INLINE void multiply_block(float* to, std::int64_t stride, TilePair a, TilePair b,
+                                         int steps) {
+    float* low = to + kTileRows * stride;
+    const std::int64_t to_bytes = stride * 4, a_bytes = a.row * 2, b_bytes = b.row * 2;
+    if constexpr (kSum == Sum::kStart) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    } else {
+      _tile_loadd(0, to, to_bytes);
+      _tile_loadd(1, to + kTileRows, to_bytes);
+      _tile_loadd(2, low, to_bytes);
+      _tile_loadd(3, low + kTileRows, to_bytes);
+    }
+    for (int step = 0; step < steps; ++step, a.data += a.step, b.data += b.step) {
+      _tile_loadd(4, a.data, a_bytes);
+      _tile_loadd(6, b.data, b_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, a.data + a.second, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(7, b.data + b.second, b_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, to, to_bytes);
+    _tile_stored(1, to + kTileRows, to_bytes);
+    _tile_stored(2, low, to_bytes);
+    _tile_stored(3, low + kTileRows, to_bytes);
   }
-  for (int step = 0; step < steps; ++step, a.data += a.step, b.data += b.step) {
-    _tile_loadd(4, a.data, a_bytes);
-    _tile_loadd(6, b.data, b_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, a.data + a.second, a_bytes);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_loadd(7, b.data + b.second, b_bytes);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-  _tile_stored(0, to, to_bytes);
-  _tile_stored(1, to + kTileRows, to_bytes);
-  _tile_stored(2, low, to_bytes);
-  _tile_stored(3, low + kTileRows, to_bytes);
-}
+};
 
 /// The first `count` of 32 elements; zeros beyond, and for a null row.
 SDPA_INLINE __m512i load_row(const BFloat16* row, std::int64_t count) {

@@ -11,16 +11,8 @@ struct Amx : Avx512 {
   static constexpr int kColumns = 2;
 };
 
-/// AMX operands are packed from rows whose elements lie side by side.
-bool has_whole_rows(const ForwardTensors& t) {
-  for (const TensorView* view : {&t.query, &t.key, &t.value, &t.out})
-    if (view->shape[3] > 1 && view->strides[3] != 1) return false;
-  return true;
-}
-
 void forward(const Problem& problem, const ForwardTensors& tensors) {
-  if (problem.dtype == DType::kBFloat16 && has_whole_rows(tensors) &&
-      AmxForward<Amx>(problem, tensors).run())
+  if (problem.dtype == DType::kBFloat16 && AmxForward<Amx, AmxTiles>(problem, tensors).run())
     return;
   avx512_kernels().forward(problem, tensors);
 }

@@ -8,6 +8,7 @@ own parser.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -112,7 +113,7 @@ def _check_ours(name: str, *arguments: str) -> None:
 def _check_preset(words: list[str]) -> None:
     presets = json.loads((ROOT / "CMakePresets.json").read_text())
     known = {each["name"] for each in presets["configurePresets"]}
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         assert flag != "--preset" or value in known, words
 
 
