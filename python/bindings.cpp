@@ -15,6 +15,7 @@
 #include "metal.h"
 #include "options.h"
 #include "oracle.h"
+#include "packed.h"
 #include "results.h"
 #include "sdpa/attention.h"
 #include "sdpa/cpu/instruction_set.h"
@@ -201,6 +202,7 @@ NB_MODULE(_core, m) {
   bind_options(m);
   bind_oracle(m);
   bind_cases(m);
+  bind_packed(m);
   bind_calls(m);
   bind_metal(m);
   m.def("attach", &attach, arg("tensor"), arg("parameter"), arg("capsule").none());

@@ -21,7 +21,16 @@ nb::object allocate_gradient(TensorView& gradient, const TensorView& input, cons
   return allocate(gradient, order_of(input), device);
 }
 
-/// A gradient that is summed into: dense, filled with zeros.
+}  // namespace
+
+DType wide(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
+
+TensorView without_columns(TensorView view, DType dtype) {
+  view.dtype = dtype;
+  --view.rank;
+  return view;
+}
+
 nb::object allocate_sum(TensorView& gradient, const TensorView& input, DType dtype,
                         nb::handle device) {
   gradient = input;
@@ -32,16 +41,6 @@ nb::object allocate_sum(TensorView& gradient, const TensorView& input, DType dty
       gradient.data, 0,
       static_cast<std::size_t>(gradient.element_count() * sdpa::size_bytes(gradient.dtype)));
   return made;
-}
-
-}  // namespace
-
-DType wide(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
-
-TensorView without_columns(TensorView view, DType dtype) {
-  view.dtype = dtype;
-  --view.rank;
-  return view;
 }
 
 Outputs allocate_outputs(sdpa::ForwardTensors& t, bool want_lse, nb::handle device) {

@@ -23,6 +23,10 @@ struct Outputs {
 /// Makes the outputs and writes their views to `t`.
 Outputs allocate_outputs(sdpa::ForwardTensors& t, bool want_lse, nb::handle device = {});
 
+/// A gradient that is summed into: dense, filled with zeros.
+nb::object allocate_sum(sdpa::TensorView& gradient, const sdpa::TensorView& input,
+                        sdpa::DType dtype, nb::handle device = {});
+
 /// The gradients a caller can ask for, as bits of `wanted`, in the order they are returned.
 enum Gradient : int { kQuery = 1, kKey = 2, kValue = 4, kMask = 8, kSinks = 16 };
 

@@ -16,6 +16,7 @@ std::atomic<int> requested_threads{0};
 }  // namespace
 
 int thread_count() {
+  if (omp_in_parallel()) return 1;
   const int requested = requested_threads.load(std::memory_order_relaxed);
   return requested > 0 ? requested : omp_get_max_threads();
 }
@@ -24,7 +25,7 @@ void set_thread_count(int count) { requested_threads.store(std::max(count, 0)); 
 
 void parallel_for(std::int64_t count, Task task, void* context) {
   const int threads = static_cast<int>(std::min<std::int64_t>(thread_count(), count));
-  if (threads <= 1 || omp_in_parallel()) {
+  if (threads <= 1) {
     for (std::int64_t i = 0; i < count; ++i) task(context, i, 0);
     return;
   }

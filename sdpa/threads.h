@@ -6,7 +6,8 @@
 
 namespace sdpa {
 
-/// How many threads a parallel_for may use: what set_thread_count said, else the pool's own number.
+/// How many threads a parallel_for may use: what set_thread_count said, else the pool's own number;
+/// 1 inside a loop's task, where loops run in the calling thread.
 int thread_count();
 
 /// 0 returns to the pool's own number, which is torch's inside a torch process.

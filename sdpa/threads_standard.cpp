@@ -24,6 +24,7 @@ void run_worker(TaskLoop& loop, int worker) {
 }  // namespace
 
 int thread_count() {
+  if (is_inside_a_loop) return 1;
   const int requested = requested_threads.load(std::memory_order_relaxed);
   return requested > 0 ? requested
                        : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -32,7 +33,7 @@ int thread_count() {
 void set_thread_count(int count) { requested_threads.store(std::max(count, 0)); }
 
 void parallel_for(std::int64_t count, Task task, void* context) {
-  const std::int64_t threads = is_inside_a_loop ? 1 : std::min<std::int64_t>(thread_count(), count);
+  const std::int64_t threads = std::min<std::int64_t>(thread_count(), count);
   TaskLoop loop{.count = count, .task = task, .context = context};
   std::vector<std::thread> others;
   for (int worker = 1; worker < threads; ++worker)

@@ -56,6 +56,25 @@ def backward(
     options: Options,
     wanted: int,
 ) -> tuple[list[Tensor | None], Choice | None]: ...
+def forward_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    query_starts: list[int],
+    key_starts: list[int],
+    options: Options,
+    want_lse: bool,
+) -> tuple[Tensor, Tensor | None, Choice | None] | None: ...
+def backward_packed(
+    saved: tuple[Tensor | None, ...],
+    query_starts: list[int],
+    key_starts: list[int],
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    options: Options,
+    wanted: int,
+) -> list[Tensor | None]: ...
 def explain(
     query: Tensor,
     key: Tensor,

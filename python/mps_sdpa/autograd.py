@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,15 @@ from torch.autograd import Function
 from mps_sdpa import _core, composite, launchers, stats
 from mps_sdpa.settings import Settings
 
-__all__ = ["AttentionFunction", "PlainFunction", "apply", "apply_plain", "fused_gradients"]
+__all__ = [
+    "AttentionFunction",
+    "PlainFunction",
+    "apply",
+    "apply_plain",
+    "differentiable",
+    "differentiate",
+    "fused_gradients",
+]
 
 
 class AttentionFunction(Function):
@@ -53,7 +61,7 @@ class AttentionFunction(Function):
         if grad_out is None:
             grad_out = torch.zeros_like(saved[5])
         if torch.is_grad_enabled():
-            gradients = _differentiable(saved[:5], wanted, ctx.settings, grad_out, grad_lse)
+            gradients = differentiable(saved[:5], wanted, ctx.settings, grad_out, grad_lse)
         else:
             gradients = fused_gradients(
                 saved, wanted, (ctx.options, ctx.settings), grad_out, grad_lse
@@ -77,7 +85,7 @@ class PlainFunction(Function):
         wanted = (asked[0], asked[1], asked[2], asked[3], False)
         if torch.is_grad_enabled():
             inputs = (query, key, value, mask, None)
-            gradients = _differentiable(inputs, wanted, settings, grad_out, None)
+            gradients = differentiable(inputs, wanted, settings, grad_out, None)
         else:
             saved = (query, key, value, mask, None, out, lse)
             gradients = fused_gradients(saved, wanted, (options, settings), grad_out, None)
@@ -130,13 +138,13 @@ def _gradients_of_formula(
         for tensor, asked in zip(inputs, wanted, strict=True)
     )
     with torch.enable_grad():
-        found = _differentiable(leaves, wanted, settings, grad_out, grad_lse)
+        found = differentiable(leaves, wanted, settings, grad_out, grad_lse)
     return [None if gradient is None else gradient.detach() for gradient in found]
 
 
-def _differentiable(
+def differentiable(
     inputs: tuple[Tensor | None, ...],
-    wanted: tuple[bool, ...],
+    wanted: Sequence[bool],
     settings: Settings,
     grad_out: Tensor,
     grad_lse: Tensor | None,
@@ -144,7 +152,19 @@ def _differentiable(
     """The gradients as a formula that autograd can differentiate again."""
     query, key, value, mask, sinks = inputs
     assert query is not None and key is not None and value is not None
-    out, lse = composite.attention(query, key, value, mask, sinks, settings)
+    results = composite.attention(query, key, value, mask, sinks, settings)
+    return differentiate(results, inputs, wanted, grad_out, grad_lse)
+
+
+def differentiate(
+    results: tuple[Tensor, Tensor],
+    inputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients of the output and the log-sum-exp that a formula gave for `inputs`."""
+    out, lse = results
     asked = [t for t, is_wanted in zip(inputs, wanted, strict=True) if is_wanted and t is not None]
     outputs, grads = [out], [grad_out]
     if grad_lse is not None:

@@ -24,8 +24,11 @@ from mps_sdpa.settings import Causal, Settings
 from mps_sdpa.stock import stock_attention
 
 __all__ = [
+    "account",
     "attend",
+    "autocast_inputs",
     "forget_options",
+    "is_ordinary",
     "is_special",
     "options_for",
     "sdpa_options",
@@ -137,6 +140,13 @@ def _autocast_dtype(kind: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
+def autocast_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as autocast has torch's own function see them."""
+    if (dtype := _autocast_dtype(query.device.type)) is None:
+        return query, key, value
+    return _cast(query, dtype), _cast(key, dtype), _cast(value, dtype)
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.to(dtype) if eligible else tensor
@@ -200,6 +210,19 @@ def _reason_for_stock(tensors: tuple[Tensor | None, ...]) -> str | None:
     if _function_modes() and not _only_default_device():
         return "function mode"
     return "tracing" if _tracing() is not None else None
+
+
+def is_ordinary(tensors: tuple[Tensor | None, ...], settings: Settings) -> bool:
+    """Whether a call on these tensors can go straight to the compiled module."""
+    query = tensors[0]
+    assert query is not None
+    return (
+        devices.kind(query) == "cpu"
+        and _resolved(settings.backend) != "stock"
+        and _reason_for_stock(tensors) is None
+        and not (_transforms() or forward_ad._current_level >= 0)
+        and not any(tensor is not None and tensor.is_neg() for tensor in tensors)
+    )
 
 
 def _equal_heads(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,9 +299,9 @@ def attend(
         found = stock_attention(query, key, value, mask, sinks, settings, want_lse)
         stats.record_fallback(reason)
         return found
-    if (dtype := _autocast_dtype(kind)) is not None:
+    if torch.is_autocast_enabled(kind):
+        query, key, value = autocast_inputs(query, key, value)
         with torch.autocast(kind, enabled=False):
-            query, key, value = (_cast(tensor, dtype) for tensor in (query, key, value))
             return attend(query, key, value, mask, sinks, settings, want_lse)
     key, value = _equal_heads(key, value)
     if _transforms() or forward_ad._current_level >= 0:
