@@ -6,12 +6,13 @@
 
 #include "sdpa/cpu/backend.h"
 #include "sdpa/metal/backend.h"
+#include "sdpa/metal/mpsgraph_backend.h"
 
 namespace sdpa {
 
 std::span<const Backend* const> backends() {
-  static const std::array<const Backend*, 3> list{&metal::backend(), &metal::proto_backend(),
-                                                  &cpu::backend()};
+  static const std::array<const Backend*, 4> list{&metal::backend(), &metal::graph_backend(),
+                                                  &metal::proto_backend(), &cpu::backend()};
   return list;
 }
 

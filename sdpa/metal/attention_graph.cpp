@@ -317,7 +317,7 @@ class AttentionGraph {
       const NodeId delta = row_delta(m, p, dp, b);
       NodeId ds = multiply(p, g_.binary(Op::kSubtract, dp, delta));
       if (spec_.grad_sinks) add_to(sinks, grad_sinks(m, delta));
-      if (spec_.grad_mask) add_mask_term(masks, mask, ds, b);
+      if (spec_.wants_grad_mask()) add_mask_term(masks, mask, ds, b);
       ds = grouped(through_softcap(ds, m));
       if (spec_.grad_query) {
         queries.push_back(g_.cast(ungrouped(times(product(ds, m.key), s_.scale)), type_));
@@ -330,7 +330,7 @@ class AttentionGraph {
     if (spec_.grad_query) g_.output(Role::kGradQuery, g_.concat(queries, kRow));
     if (spec_.grad_key) g_.output(Role::kGradKey, g_.cast(*key, type_));
     if (spec_.grad_value) g_.output(Role::kGradValue, g_.cast(*value, type_));
-    if (spec_.grad_mask) g_.output(Role::kGradMask, mask ? *mask : g_.concat(masks, kRow));
+    if (spec_.wants_grad_mask()) g_.output(Role::kGradMask, mask ? *mask : g_.concat(masks, kRow));
     if (spec_.grad_sinks) g_.output(Role::kGradSinks, *sinks);
   }
 
@@ -372,14 +372,14 @@ class AttentionGraph {
     return times(sum_over(sum_over(multiply(p, delta), kBatch), kRow), -1);
   }
 
-  /// dS summed over what the mask broadcasts over; blocks of rows lie one after the other, or add
-  /// up where all rows share one.
+  /// dS summed over what the mask's gradient broadcasts over; blocks of rows lie one after the
+  /// other, or add up where all rows share one.
   void add_mask_term(Terms& rows, std::optional<NodeId>& sum, NodeId ds, const Block& b) {
     for (const std::int64_t axis : {kBatch, kHead, kRow, kColumn}) {
-      if (spec_.mask[static_cast<std::size_t>(axis)] == 1) ds = sum_over(ds, axis);
+      if (spec_.grad_mask[static_cast<std::size_t>(axis)] == 1) ds = sum_over(ds, axis);
     }
-    if (spec_.mask[kColumn] != 1) ds = spread(ds, b, kColumn);
-    if (spec_.mask[kRow] == 1) return add_to(sum, ds);
+    if (spec_.grad_mask[kColumn] != 1) ds = spread(ds, b, kColumn);
+    if (spec_.grad_mask[kRow] == 1) return add_to(sum, ds);
     rows.push_back(ds);
   }
 

@@ -47,7 +47,11 @@ struct GraphSpec {
   bool lse = false;                    ///< forward: the log-sum-exp is asked for
   bool grad_lse = false;               ///< backward: it has a gradient
   bool grad_query = false, grad_key = false, grad_value = false;
-  bool grad_mask = false, grad_sinks = false;
+  bool grad_sinks = false;
+  std::array<std::int64_t, 4> grad_mask{};  ///< its extents; 0 where it is not wanted
+
+  bool wants_grad_mask() const { return grad_mask[0] > 0; }
+
   bool has_descriptor = false;  ///< the system has MPSGraphSDPADescriptor (macOS 27)
   GraphLimits limits = {};
 };

@@ -111,8 +111,8 @@ GraphSpec spec_of(const Problem& problem, const BackwardTensors& t) {
           .grad_query = t.grad_query.is_present(),
           .grad_key = t.grad_key.is_present(),
           .grad_value = t.grad_value.is_present(),
-          .grad_mask = t.grad_mask.is_present(),
-          .grad_sinks = t.grad_sinks.is_present()};
+          .grad_sinks = t.grad_sinks.is_present(),
+          .grad_mask = extents(t.grad_mask)};
 }
 
 std::string key_of(const GraphSpec& spec) {
@@ -124,8 +124,9 @@ std::string key_of(const GraphSpec& spec) {
       s.q_len, s.kv_len, s.qk_dim, s.v_dim, s.scale, static_cast<int>(s.causal), s.window.left,
       s.window.right, s.softcap, static_cast<int>(s.mask), static_cast<int>(s.mask_dtype),
       s.has_sinks, s.dropout.probability, spec.lse, spec.grad_lse, spec.grad_query, spec.grad_key,
-      spec.grad_value, spec.grad_mask, spec.grad_sinks, spec.has_descriptor);
+      spec.grad_value, spec.grad_sinks, spec.has_descriptor);
   for (const std::int64_t extent : spec.mask) add(extent);
+  for (const std::int64_t extent : spec.grad_mask) add(extent);
   const GraphLimits& n = spec.limits;
   add(n.block_scores, n.operator_scores, n.banded_rows, n.reduction, n.blocks);
   return key.str();

@@ -78,16 +78,20 @@ Commands make_commands(const Gpu& gpu) {
   return commands;
 }
 
+}  // namespace
+
 void run_to_end(Commands commands) {
   send<void>(commands, "commit"_sel);
+  wait_for(commands);
+}
+
+void wait_for(Commands commands) {
   send<void>(commands, "waitUntilCompleted"_sel);
   if (send<Status>(commands, "status"_sel) == Status::kCompleted) return;
   const auto error = send<Handle<NSError>>(commands, "error"_sel);
   const bool no_memory = error && send<NSInteger>(error, "code"_sel) == kOutOfMemory;
   throw Error((no_memory ? "The GPU ran out of memory: " : "The GPU failed: ") + reason_of(error));
 }
-
-}  // namespace
 
 std::optional<std::int64_t> exceeded_threads(Pipelines& pipelines, const Plan& plan) {
   const apple::AutoreleasePool pool;

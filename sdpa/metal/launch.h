@@ -16,4 +16,10 @@ std::optional<std::int64_t> exceeded_threads(Pipelines& pipelines, const Plan& p
 /// Runs a plan on the GPU and waits for its end. Throws apple::Error where it fails.
 void launch(const Gpu& gpu, Pipelines& pipelines, const Plan& plan, const Staging& staging);
 
+/// Commits, waits, and throws apple::Error with the reason where the GPU failed.
+void run_to_end(apple::Handle<apple::MTLCommandBuffer> commands);
+
+/// Waits for what was committed before; throws likewise.
+void wait_for(apple::Handle<apple::MTLCommandBuffer> commands);
+
 }  // namespace sdpa::metal

@@ -50,6 +50,17 @@ using MTLCommandQueue = Tag<"MTLCommandQueue">;
 using MTLCommandBuffer = Tag<"MTLCommandBuffer">;
 using MTLComputeCommandEncoder = Tag<"MTLComputeCommandEncoder">;
 
+using MPSCommandBuffer = Tag<"MPSCommandBuffer">;
+using MPSNDArray = Tag<"MPSNDArray">;
+using MPSNDArrayDescriptor = Tag<"MPSNDArrayDescriptor">;
+using MPSGraph = Tag<"MPSGraph">;
+using MPSGraphDevice = Tag<"MPSGraphDevice">;
+using MPSGraphExecutable = Tag<"MPSGraphExecutable">;
+using MPSGraphSDPADescriptor = Tag<"MPSGraphSDPADescriptor">;
+using MPSGraphShapedType = Tag<"MPSGraphShapedType">;
+using MPSGraphTensor = Tag<"MPSGraphTensor">;
+using MPSGraphTensorData = Tag<"MPSGraphTensorData">;
+
 struct Message {
   Kind kind;
   std::string_view owner;  // the class or protocol
@@ -73,6 +84,8 @@ inline constexpr Message kMessages[] = {
     {kClass, "NSNumber", "numberWithInteger:", "@@:q"},
     {kClass, "NSNumber", "numberWithDouble:", "@@:d"},
     {kClass, "NSArray", "arrayWithObjects:count:", "@@:r^@Q"},
+    {kInstance, "NSArray", "count", "Q@:"},
+    {kInstance, "NSArray", "objectAtIndex:", "@@:Q"},
     {kClass, "NSDictionary", "dictionaryWithObjects:forKeys:count:", "@@:r^@r^@Q"},
     {kInstance, "NSDictionary", "objectForKey:", "@@:@"},
     {kInstance, "NSError", "localizedDescription", "@@:"},
@@ -111,6 +124,67 @@ inline constexpr Message kMessages[] = {
     {kInstance, "MTLComputeCommandEncoder",
      "dispatchThreadgroups:threadsPerThreadgroup:", "v@:{?=QQQ}{?=QQQ}"},
     {kInstance, "MTLComputeCommandEncoder", "endEncoding", "v@:"},
+
+    {kClass, "MPSCommandBuffer", "commandBufferFromCommandQueue:", "@@:@"},
+    {kInstance, "MPSCommandBuffer", "rootCommandBuffer", "@@:"},
+    {kClass, "MPSNDArrayDescriptor", "descriptorWithDataType:shape:", "@@:I@"},
+    {kInstance, "MPSNDArrayDescriptor", "setPreferPackedRows:", "v@:B", 15},
+    {kClass, "MPSNDArray", "alloc", "@@:"},
+    {kInstance, "MPSNDArray", "initWithBuffer:offset:descriptor:", "@@:@Q@", 15},
+
+    {kClass, "MPSGraphDevice", "deviceWithMTLDevice:", "@@:@"},
+    {kClass, "MPSGraphShapedType", "alloc", "@@:"},
+    {kInstance, "MPSGraphShapedType", "initWithShape:dataType:", "@@:@I"},
+    {kClass, "MPSGraphTensorData", "alloc", "@@:"},
+    {kInstance, "MPSGraphTensorData", "initWithMTLBuffer:shape:dataType:", "@@:@@I"},
+    {kInstance, "MPSGraphTensorData", "initWithMPSNDArray:", "@@:@"},
+    {kInstance, "MPSGraphExecutable", "feedTensors", "@@:"},
+    {kInstance, "MPSGraphExecutable", "targetTensors", "@@:"},
+    {kInstance, "MPSGraphExecutable",
+     "encodeToCommandBuffer:inputsArray:resultsArray:executionDescriptor:", "@@:@@@@"},
+
+    {kClass, "MPSGraph", "new", "@@:"},
+    {kInstance, "MPSGraph",
+     "compileWithDevice:feeds:targetTensors:targetOperations:compilationDescriptor:", "@@:@@@@@"},
+    {kInstance, "MPSGraph", "placeholderWithShape:dataType:name:", "@@:@I@"},
+    {kInstance, "MPSGraph", "constantWithScalar:shape:dataType:", "@@:d@I"},
+    {kInstance, "MPSGraph", "coordinateAlongAxis:withShape:name:", "@@:q@@"},
+    {kInstance, "MPSGraph", "castTensor:toType:name:", "@@:@I@"},
+    {kInstance, "MPSGraph", "reshapeTensor:withShape:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "broadcastTensor:toShape:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "transposeTensor:dimension:withDimension:name:", "@@:@QQ@"},
+    {kInstance, "MPSGraph", "sliceTensor:dimension:start:length:name:", "@@:@Qqq@"},
+    {kInstance, "MPSGraph", "concatTensors:dimension:name:", "@@:@q@"},
+    {kInstance, "MPSGraph", "additionWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "subtractionWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "multiplicationWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "divisionWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph",
+     "maximumWithNaNPropagationWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "notEqualWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "lessThanOrEqualToWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph", "logicalANDWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph",
+     "matrixMultiplicationWithPrimaryTensor:secondaryTensor:name:", "@@:@@@"},
+    {kInstance, "MPSGraph",
+     "selectWithPredicateTensor:truePredicateTensor:falsePredicateTensor:name:", "@@:@@@@"},
+    {kInstance, "MPSGraph", "exponentWithTensor:name:", "@@:@@"},
+    {kInstance, "MPSGraph", "logarithmWithTensor:name:", "@@:@@"},
+    {kInstance, "MPSGraph", "tanhWithTensor:name:", "@@:@@"},
+    {kInstance, "MPSGraph", "reductionMaximumPropagateNaNWithTensor:axis:name:", "@@:@q@"},
+    {kInstance, "MPSGraph", "reductionSumWithTensor:axis:name:", "@@:@q@"},
+    {kInstance, "MPSGraph",
+     "scaledDotProductAttentionWithQueryTensor:keyTensor:valueTensor:scale:name:", "@@:@@@f@", 15},
+    {kInstance, "MPSGraph",
+     "scaledDotProductAttentionWithQueryTensor:keyTensor:valueTensor:maskTensor:scale:name:",
+     "@@:@@@@f@", 15},
+    {kInstance, "MPSGraph",
+     "scaledDotProductAttentionWithQueryTensor:keyTensor:valueTensor:descriptor:name:", "@@:@@@@@",
+     27},
+    {kClass, "MPSGraphSDPADescriptor", "descriptorWithScale:", "@@:f", 27},
+    {kInstance, "MPSGraphSDPADescriptor", "setMaskTensor:", "v@:@", 27},
+    {kInstance, "MPSGraphSDPADescriptor", "setIsCausal:", "v@:B", 27},
+    {kInstance, "MPSGraphSDPADescriptor", "setSinksTensor:", "v@:@", 27},
 };
 
 inline constexpr Function kFunctions[] = {

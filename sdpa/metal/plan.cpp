@@ -86,14 +86,6 @@ void set_mask_reach(AttentionParams& p, const TensorView& mask) {
   p.class_batch = p.mask_batches == 1 ? 0 : tiles * p.mask_heads;
 }
 
-void set_dropout(AttentionParams& p, const Dropout& dropout) {
-  p.dropout_threshold = dropout.threshold();
-  p.seed_low = static_cast<std::uint32_t>(dropout.seed);
-  p.seed_high = static_cast<std::uint32_t>(dropout.seed >> 32);
-  p.dropout_offset = dropout.offset;
-  p.first_head = dropout.first_head;
-}
-
 /// What both passes share.
 template <typename Tensors>
 Plan start_plan(const Problem& s, const Tensors& t) {
@@ -333,6 +325,14 @@ TensorView dense_mask(const Problem& s) {
 }
 
 }  // namespace
+
+void set_dropout(AttentionParams& p, const Dropout& dropout) {
+  p.dropout_threshold = dropout.threshold();
+  p.seed_low = static_cast<std::uint32_t>(dropout.seed);
+  p.seed_high = static_cast<std::uint32_t>(dropout.seed >> 32);
+  p.dropout_offset = dropout.offset;
+  p.first_head = dropout.first_head;
+}
 
 std::string_view name(Role role) {
   constexpr std::string_view names[] = {

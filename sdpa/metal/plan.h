@@ -103,6 +103,9 @@ Plan plan_proto(const Problem& problem, const ForwardTensors& tensors, const Dev
 Plan plan_backward(const Problem& problem, const BackwardTensors& tensors,
                    const DeviceInfo& device);
 
+/// The counter, the seed and the threshold of dropout.
+void set_dropout(AttentionParams& params, const Dropout& dropout);
+
 /// Whether a tensor must be copied before a kernel can read it: its last stride is not 1.
 bool needs_copy(const TensorView& view);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <atomic>
 #include <exception>
+#include <functional>
 #include <future>
 #include <mutex>
 
@@ -13,9 +14,10 @@ constexpr std::size_t kMaxInlineBytes = 4096;  // of setBytes
 
 enum Status : NSUInteger { kNotEnqueued = 0, kCommitted = 2, kCompleted = 4, kFailed = 5 };
 
-/// One dispatch, with all that it needs kept alive.
+/// One dispatch, or what a framework above Metal encodes, with all that it needs kept alive.
 struct Work {
   Launch launch;
+  std::function<void()> task = {};
   std::vector<Hold> held;
   std::vector<std::shared_ptr<std::vector<std::byte>>> inline_bytes;
 };
@@ -198,7 +200,7 @@ void CommandBuffer::run(const std::shared_future<void>& before) {
     return fail(gpu.faults.command_error, gpu.faults.command_error_code);
   }
   try {
-    for (const Work& each : work) gpu.executor.run(each.launch);
+    for (const Work& each : work) each.task ? each.task() : gpu.executor.run(each.launch);
     state = kCompleted;
   } catch (const std::exception& error) {
     fail(error.what(), 1);
@@ -235,6 +237,28 @@ void CommandBuffer::mark_buffers(int change) {
 }  // namespace
 
 Made make_queue() { return make<Queue>("MTLCommandQueue"); }
+
+Made make_command_buffer(apple::Id queue) {
+  return body_of<Queue>(queue, "argument")->command_buffer();
+}
+
+apple::Id queue_of(apple::Id command_buffer) {
+  return body_of<CommandBuffer>(command_buffer, "argument")->queue.id();
+}
+
+void add_task(apple::Id command_buffer, std::function<void()> task, std::vector<Hold> held) {
+  auto* body = body_of<CommandBuffer>(command_buffer, "argument");
+  if (body->open) body->runtime.fail("a graph is encoded while an encoder is open");
+  if (body->state != kNotEnqueued) {
+    body->runtime.fail("a graph is encoded to a command buffer already committed");
+  }
+  body->work.push_back(
+      {.launch = {}, .task = std::move(task), .held = std::move(held), .inline_bytes = {}});
+}
+
+void commit(apple::Id command_buffer) {
+  body_of<CommandBuffer>(command_buffer, "argument")->commit();
+}
 
 void install_commands(FakeRuntime& runtime) {
   define<"MTLCommandQueue">(runtime).on<"commandBuffer", &Queue::command_buffer>();

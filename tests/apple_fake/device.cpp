@@ -148,6 +148,8 @@ void* Buffer::contents() {
   return data;
 }
 
+void require_device(apple::Id object) { static_cast<void>(In<Device>(object)); }
+
 void install_device(FakeRuntime& runtime) {
   runtime.add_function("MTLCreateSystemDefaultDevice", reinterpret_cast<void*>(&create_device));
   define<"MTLDevice">(runtime)

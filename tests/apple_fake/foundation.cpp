@@ -61,6 +61,14 @@ bool equal(Id a, Id b) {
 
 }  // namespace
 
+Id Array::at(unsigned long index) {
+  if (index >= objects.size()) {
+    current_runtime().fail(current_message() + ": index " + std::to_string(index) + " of " +
+                           std::to_string(objects.size()));
+  }
+  return objects[index].id();
+}
+
 Id Dictionary::find(Id key) {
   for (const auto& [known, value] : entries) {
     if (equal(known.id(), key)) return value.id();
@@ -81,7 +89,10 @@ void install_foundation(FakeRuntime& runtime) {
   define<"NSNumber">(runtime)
       .on<"numberWithInteger:", &make_integer>()
       .on<"numberWithDouble:", &make_double>();
-  define<"NSArray">(runtime).on<"arrayWithObjects:count:", &make_array>();
+  define<"NSArray">(runtime)
+      .on<"arrayWithObjects:count:", &make_array>()
+      .on<"count", &Array::count>()
+      .on<"objectAtIndex:", &Array::at>();
   define<"NSDictionary">(runtime)
       .on<"dictionaryWithObjects:forKeys:count:", &make_dictionary>()
       .on<"objectForKey:", &Dictionary::find>();

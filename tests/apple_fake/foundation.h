@@ -25,6 +25,10 @@ struct Number : Body {
 
 struct Array : Body {
   std::vector<Hold> objects;
+
+  unsigned long count() { return objects.size(); }
+
+  apple::Id at(unsigned long index);
 };
 
 struct Dictionary : Body {

@@ -33,6 +33,9 @@ struct GpuFaults {
   std::size_t memory_bytes = -1;  // all buffers together; past it there is no more memory
   std::string command_error;      // of every command buffer
   apple::NSInteger command_error_code = 1;
+  bool no_executable = false;  // of any graph
+  bool graph_raises = false;   // an exception of Objective-C where a graph is compiled
+  bool no_encoding = false;    // of any graph
 };
 
 inline constexpr apple::NSInteger kOutOfMemoryCode = 8;  // MTLCommandBufferErrorOutOfMemory
@@ -51,10 +54,14 @@ struct FakeGpu {
   std::atomic<int> pipelines{0};
   std::atomic<int> dispatches{0};
   std::atomic<int> shared_buffers{0};
+  std::atomic<int> graphs{0};  // compiled
   std::atomic<std::size_t> allocated_bytes{0};
 };
 
 /// Adds Metal to a fake runtime. The GPU outlives the runtime.
 void install_metal(FakeRuntime& runtime, FakeGpu& gpu);
+
+/// Adds MPSGraph to a runtime that has Metal.
+void install_graph(FakeRuntime& runtime);
 
 }  // namespace sdpa::apple_fake

@@ -17,6 +17,7 @@ class FakeMac {
       : gpu{.executor = executor, .model = std::move(model)}, runtime(std::move(system)) {
     install_foundation(runtime);
     install_metal(runtime, gpu);
+    install_graph(runtime);
     apple::use_runtime(&runtime);
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,6 +45,16 @@ struct PipelineState : Body {
 
 /// -[MTLDevice newCommandQueue].
 Made make_queue();
+
+/// For the frameworks above Metal: a command buffer of a queue, work in it that is no kernel of
+/// ours, and its commit.
+Made make_command_buffer(apple::Id queue);
+apple::Id queue_of(apple::Id command_buffer);
+void add_task(apple::Id command_buffer, std::function<void()> task, std::vector<Hold> held);
+void commit(apple::Id command_buffer);
+
+/// Whether an object is the device that the system gave.
+void require_device(apple::Id object);
 
 void install_device(FakeRuntime& runtime);
 void install_commands(FakeRuntime& runtime);

@@ -10,6 +10,7 @@
 #include "sdpa/metal/kernels/classify.h"
 #include "sdpa/metal/kernels/decode.h"
 #include "sdpa/metal/kernels/delta.h"
+#include "sdpa/metal/kernels/keep.h"
 #include "sdpa/metal/kernels/proto.h"
 #include "tests/metal_kernels/spec_values.h"
 

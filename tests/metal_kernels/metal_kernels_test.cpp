@@ -7,6 +7,8 @@
 #include <iostream>
 #include <map>
 
+#include "sdpa/metal/keep_plan.h"
+#include "sdpa/reference.h"
 #include "tests/conformance.h"
 #include "tests/metal_kernels/simulated_metal.h"
 
@@ -59,6 +61,25 @@ INSTANTIATE_TEST_SUITE_P(
                     Sweep{"split", {.cores = 40}, ForwardPlan::kDecode, 9},
                     Sweep{"proto", {}, ForwardPlan::kProto, 11}),
     [](const testing::TestParamInfo<Sweep>& info) { return std::string(info.param.name); });
+
+// Dropout as a tensor, for graphs: the bits of every other kernel.
+TEST(KeepPairs, AreThoseOfTheReference) {
+  for (const auto& [q_len, kv_len] : {std::pair<std::int64_t, std::int64_t>{3, 130}, {5, 7}}) {
+    Problem problem{.batch = 2, .q_heads = 3, .kv_heads = 3, .q_len = q_len, .kv_len = kv_len};
+    problem.dropout = {.probability = 0.4, .seed = 0x123456789abcdef, .offset = 7, .first_head = 5};
+    std::vector<std::uint8_t> kept(static_cast<std::size_t>(6 * q_len * kv_len), 0xff);
+    const Plan plan = plan_keep(problem);
+    ASSERT_EQ(plan.scratch.at(0).bytes, static_cast<std::int64_t>(kept.size()));
+    Plan own = plan;
+    own.scratch.clear();
+    run_plan(own, {{Role::kKeep, {kept.data(), kept.size()}}}, {});
+    std::size_t n = 0;
+    for (std::int64_t head = 0; head < 6; ++head)
+      for (std::int64_t query = 0; query < q_len; ++query)
+        for (std::int64_t key = 0; key < kv_len; ++key)
+          EXPECT_EQ(kept[n++], reference::is_kept(problem.dropout, head, query, key));
+  }
+}
 
 }  // namespace
 }  // namespace sdpa::metal

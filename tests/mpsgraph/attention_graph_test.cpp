@@ -223,7 +223,7 @@ TEST(AttentionGraph, KeysDifferWhereGraphsDiffer) {
       [](GraphSpec& s) { s.grad_query = true; },
       [](GraphSpec& s) { s.grad_key = true; },
       [](GraphSpec& s) { s.grad_value = true; },
-      [](GraphSpec& s) { s.grad_mask = true; },
+      [](GraphSpec& s) { s.grad_mask[2] = 40; },
       [](GraphSpec& s) { s.grad_sinks = true; },
       [](GraphSpec& s) { s.has_descriptor = true; },
       [](GraphSpec& s) { s.pass = Pass::kForward; },
