@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+_CHUNK = 2**16  # elements compared at a time, so that they stay in the cache
+
 _FORWARD = {
     torch.float64: (1e-9, 1e-9),
     torch.float32: (5e-6, 5e-5),
@@ -54,25 +56,48 @@ def compare(
     """Compares in double precision; infinities must be equal, and NaN is always a failure."""
     if actual.shape != expected.shape:
         return Comparison(name, "shape", float("nan"), float("nan"))
-    got, want = actual.detach().double().cpu(), expected.double().cpu()
+    got, want = actual.detach().cpu().flatten(), expected.cpu().flatten()
     if got.numel() == 0:
         return Comparison(name, None, 0.0, 0.0)
-    difference = torch.where(got == want, 0.0, (got - want).abs())
-    finite_size = want.abs().where(want.isfinite(), 0.0)
-    excess = difference - (allowed.absolute + allowed.relative * finite_size)
-    invalid = got.isnan() | (got.isinf() & (got != want))
-    excess = excess.masked_fill(invalid | difference.isnan(), float("inf"))
-    worst = int(excess.argmax())
-    index = tuple(int(n) for n in torch.unravel_index(torch.tensor(worst), got.shape))
-    failure = "nan" if bool(invalid.any()) else "value" if float(excess.max()) > 0 else None
-    finite = difference[~invalid]
-    relative = finite / want.abs()[~invalid].clamp_min(allowed.absolute)
+    chunks = zip(torch.split(got, _CHUNK), torch.split(want, _CHUNK), strict=True)
+    found = [_compare(one.double(), other.double(), allowed) for one, other in chunks]
+    which = max(range(len(found)), key=lambda n: found[n].excess)
+    place = which * _CHUNK + found[which].place
+    index = torch.unravel_index(torch.tensor(place), actual.shape)
+    wrong = "value" if found[which].excess > 0 else None
     return Comparison(
         tensor=name,
-        failure=failure,
-        max_abs_err=float(finite.max()) if finite.numel() else float("inf"),
-        max_rel_err=float(relative.max()) if finite.numel() else float("inf"),
-        index=index,
-        actual=float(got[index]),
-        expected=float(want[index]),
+        failure="nan" if any(part.has_invalid for part in found) else wrong,
+        max_abs_err=max(part.absolute for part in found),
+        max_rel_err=max(part.relative for part in found),
+        index=tuple(int(n) for n in index),
+        actual=float(got[place]),
+        expected=float(want[place]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a stretch of elements came to; `place` is that of the one farthest out of bounds."""
+
+    excess: float
+    place: int
+    has_invalid: bool
+    absolute: float
+    relative: float
+
+
+def _compare(got: torch.Tensor, want: torch.Tensor, allowed: Tolerance) -> _Part:
+    difference = torch.where(got == want, 0.0, (got - want).abs_())
+    size = want.abs()
+    invalid = got.isnan() | (got.isinf() & (got != want))
+    bound = size.where(size.isfinite(), 0.0).mul_(allowed.relative).add_(allowed.absolute)
+    excess = (difference - bound).masked_fill_(invalid | difference.isnan(), torch.inf)
+    place = int(excess.argmax())
+    has_invalid = bool(invalid.any())
+    if has_invalid:
+        difference, size = difference[~invalid], size[~invalid]
+    if not difference.numel():
+        return _Part(float(excess[place]), place, True, float("inf"), float("inf"))
+    relative = (difference / size.clamp_min_(allowed.absolute)).max()
+    return _Part(float(excess[place]), place, has_invalid, float(difference.max()), float(relative))

@@ -26,19 +26,20 @@ def _philox(counter: list[_Words], seed: int) -> list[_Words]:
 
 
 def keep_mask(
-    probability: float, seed: int, heads: int, rows: slice, keys: slice, *, offset: int = 0
+    probability: float, seed: int, heads: slice, rows: slice, keys: slice, *, offset: int = 0
 ) -> torch.Tensor:
     """Whether (head counted over the batch, row, key) survives, as a bool tensor."""
+    count = heads.stop - heads.start
     if probability >= 1:
-        return torch.zeros(heads, rows.stop - rows.start, keys.stop - keys.start, dtype=torch.bool)
+        return torch.zeros(count, rows.stop - rows.start, keys.stop - keys.start, dtype=torch.bool)
     first_block, last_block = keys.start // 4, -(-keys.stop // 4)
     block, row, head = np.broadcast_arrays(
         np.arange(first_block, last_block, dtype=np.uint64)[None, None, :],
         np.arange(rows.start, rows.stop, dtype=np.uint64)[None, :, None],
-        np.arange(heads, dtype=np.uint64)[:, None, None],
+        np.arange(heads.start, heads.stop, dtype=np.uint64)[:, None, None],
     )
     words = np.stack(_philox([block, row, head, np.full_like(block, offset)], seed), axis=-1)
     threshold = min(round(probability * 2**32), 2**32 - 1)
-    kept = (words >= np.uint64(threshold)).reshape(heads, row.shape[1], -1)
+    kept = (words >= np.uint64(threshold)).reshape(count, row.shape[1], -1)
     skipped = keys.start - 4 * first_block
     return torch.from_numpy(kept[..., skipped : skipped + keys.stop - keys.start].copy())

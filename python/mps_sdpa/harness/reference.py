@@ -3,6 +3,10 @@
 
 The mathematics is that of sdpa/reference.cpp, which defines it; this one works on whole tiles with
 matrix products, so that a length of 8192 takes seconds and megabytes. The tests compare the two.
+
+A tile has all keys that its rows may see, so that output and gradients come from one evaluation of
+its probabilities. It is small enough for the cache, and its scratch for the heap: larger blocks
+would be mapped and cleared anew for every operation, which took four times as long.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from mps_sdpa.harness.cases import Case
 from mps_sdpa.harness.data import Inputs
 from mps_sdpa.harness.philox import keep_mask
 
-_TILE_ELEMENTS = 2**22  # 32 MB of scores in double precision
+_TILE_ELEMENTS = 2**18  # 2 MB of scores in double precision
 
 
 @dataclass(slots=True)
@@ -30,16 +34,49 @@ class Result:
 
 
 @dataclass(slots=True)
+class _Place:
+    """Which batch entries and key heads, and which rows and keys of them."""
+
+    batch: slice
+    heads: slice
+    rows: slice
+    keys: slice
+
+    def of_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[batch, kv_heads, group, rows, ...] of a tensor with all rows."""
+        return tensor[self.batch, self.heads, :, self.rows]
+
+    def of_keys(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[batch, kv_heads, ..., keys, dim] of a tensor with all keys."""
+        return tensor[self.batch, self.heads, ..., self.keys, :]
+
+
+@dataclass(slots=True)
 class _Tile:
     """The probabilities of some rows over the keys that any of them may see."""
 
-    rows: slice
-    keys: slice
+    place: _Place
     probabilities: torch.Tensor  # [batch, kv_heads, group, rows, keys]
     sink_probabilities: torch.Tensor  # [batch, kv_heads, group, rows], 0 without sinks
     keep: torch.Tensor | None  # what dropout multiplies the probabilities by
     softcap_slope: torch.Tensor | None
     lse: torch.Tensor
+
+    def kept(self) -> torch.Tensor:
+        return self.probabilities if self.keep is None else self.probabilities * self.keep
+
+
+def _by_group(tensor: torch.Tensor, dim: int, kv_heads: int) -> torch.Tensor:
+    """A view with the query heads of dimension `dim` as [kv_heads, group]."""
+    before, heads, after = tensor.shape[:dim], tensor.shape[dim], tensor.shape[dim + 1 :]
+    return tensor.view(*before, kv_heads, heads // kv_heads, *after)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right. torch spreads a single product over the threads, but not a batch of one."""
+    if left.shape[:3].numel() == right.shape[:3].numel() == 1:
+        return (left[0, 0, 0] @ right[0, 0, 0])[None, None, None]
+    return left @ right
 
 
 class _Problem:
@@ -48,156 +85,172 @@ class _Problem:
     def __init__(self, case: Case, inputs: Inputs, seed: int) -> None:
         self.case = case
         self.seed = seed
-        self.query = self.grouped(inputs.query)
+        self.group = case.q_heads // case.kv_heads
+        self.scaled_query = self.grouped(inputs.query) * case.softmax_scale
         self.key = inputs.key.detach().double().cpu()[:, :, None]
         self.value = inputs.value.detach().double().cpu()[:, :, None]
-        mask = None if inputs.mask is None else inputs.mask.detach().cpu()
-        self.mask = None if mask is None else mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
+        self.mask = None if inputs.mask is None else self._full_mask(inputs.mask.detach().cpu())
         self.sinks = None if inputs.sinks is None else inputs.sinks.detach().double().cpu()
+        self.first, self.last = case.key_ranges()
 
     def grouped(self, tensor: torch.Tensor) -> torch.Tensor:
-        shape = (self.case.batch, self.case.kv_heads, -1, *tensor.shape[2:])
-        return tensor.detach().double().cpu().reshape(shape)
+        return _by_group(tensor.detach().double().cpu(), 1, self.case.kv_heads)
+
+    def _full_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        case = self.case
+        full = mask.expand(case.batch, case.q_heads, case.q_len, case.kv_len)
+        return _by_group(full, 1, case.kv_heads)
 
     def tiles(self) -> Iterator[_Tile]:
-        case = self.case
-        scores_a_row = max(1, case.batch * case.q_heads * case.kv_len)
-        step = max(1, _TILE_ELEMENTS // scores_a_row)
-        first, last = case.key_ranges()
-        for start in range(0, case.q_len, step):
-            rows = slice(start, min(start + step, case.q_len))
-            keys = slice(int(first[rows].min()), max(int(last[rows].max()), int(first[rows].min())))
-            yield self._tile(rows, keys)
+        for batch, heads in self._units():
+            scores_a_row = (batch.stop - batch.start) * (heads.stop - heads.start) * self.group
+            step = max(1, _TILE_ELEMENTS // max(1, scores_a_row * self.case.kv_len))
+            for start in range(0, self.case.q_len, step):
+                rows = slice(start, min(start + step, self.case.q_len))
+                yield self._tile(_Place(batch, heads, rows, self._visible_keys(rows)))
 
-    def _tile(self, rows: slice, keys: slice) -> _Tile:
-        scores, slope = self._scores(rows, keys)
-        row_max = (
-            scores.amax(-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -np.inf)
-        )
-        sinks = self._sink_logits(row_max)
-        row_max = torch.maximum(row_max, sinks)
+    def _units(self) -> Iterator[tuple[slice, slice]]:
+        """Batch entries and key heads that share a tile: all of a small problem, else a few."""
+        case, head_scores = self.case, self.group * self.case.q_len * self.case.kv_len
+        if case.batch * case.kv_heads * head_scores <= _TILE_ELEMENTS:
+            yield slice(0, case.batch), slice(0, case.kv_heads)
+            return
+        step = max(1, _TILE_ELEMENTS // head_scores)
+        for entry in range(case.batch):
+            for head in range(0, case.kv_heads, step):
+                yield slice(entry, entry + 1), slice(head, min(head + step, case.kv_heads))
+
+    def _visible_keys(self, rows: slice) -> slice:
+        first = int(self.first[rows].min())
+        return slice(first, max(int(self.last[rows].max()), first))
+
+    def _tile(self, place: _Place) -> _Tile:
+        weights, slope = self._scores(place)
+        none = weights.new_full(weights.shape[:-1], -torch.inf)
+        sinks = none if self.sinks is None else self._sink_logits(place, none)
+        row_max = torch.maximum(weights.amax(-1), sinks) if weights.shape[-1] else sinks
         safe_max = row_max.where(row_max.isfinite(), 0.0)
-        weights = (scores - safe_max[..., None]).exp()
+        weights.sub_(safe_max[..., None]).exp_()
         sink_weights = (sinks - safe_max).exp()
         row_sum = weights.sum(-1) + sink_weights
         divisor = row_sum.where(row_sum > 0, 1.0)
         return _Tile(
-            rows=rows,
-            keys=keys,
-            probabilities=weights / divisor[..., None],
+            place=place,
+            probabilities=weights.div_(divisor[..., None]),
             sink_probabilities=sink_weights / divisor,
-            keep=self._keep(rows, keys),
+            keep=self._keep(place) if self.case.dropout > 0 else None,
             softcap_slope=slope,
             lse=row_sum.log() + safe_max,
         )
 
-    def _scores(self, rows: slice, keys: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        case, slope = self.case, None
-        scores = self.query[..., rows, :] @ self.key[..., keys, :].mT * case.softmax_scale
-        if case.softcap > 0:
-            capped = torch.tanh(scores / case.softcap)
+    def _scores(self, place: _Place) -> tuple[torch.Tensor, torch.Tensor | None]:
+        softcap, slope = self.case.softcap, None
+        scores = _product(place.of_rows(self.scaled_query), place.of_keys(self.key).mT)
+        if softcap > 0:
+            capped = torch.tanh(scores / softcap)
             slope = 1 - capped.square()
-            scores = case.softcap * capped
+            scores = softcap * capped
         if self.mask is not None:
-            mask = self._broadcast_mask(rows, keys)
-            scores = (
-                scores.masked_fill(~mask, -torch.inf)
-                if mask.dtype is torch.bool
-                else scores + mask.double()
-            )
-        first, last = (torch.from_numpy(bound[rows])[:, None] for bound in case.key_ranges())
-        position = torch.arange(keys.start, keys.stop)
-        return scores.masked_fill((position < first) | (position >= last), -torch.inf), slope
+            mask = place.of_rows(self.mask)[..., place.keys]
+            if mask.dtype is torch.bool:
+                scores.masked_fill_(~mask, -torch.inf)
+            else:
+                scores += mask
+        return self._hide_by_position(scores, place), slope
 
-    def _broadcast_mask(self, rows: slice, keys: slice) -> torch.Tensor:
-        assert self.mask is not None
-        full = (self.case.batch, self.case.q_heads, self.case.q_len, self.case.kv_len)
-        part = self.mask.expand(full)[:, :, rows, keys]
-        return part.reshape(part.shape[0], self.case.kv_heads, -1, *part.shape[2:])
+    def _hide_by_position(self, scores: torch.Tensor, place: _Place) -> torch.Tensor:
+        first, last = self.first[place.rows], self.last[place.rows]
+        if not len(first) or (first.max() <= place.keys.start and last.min() >= place.keys.stop):
+            return scores
+        key = np.arange(place.keys.start, place.keys.stop)
+        hidden = (key < first[:, None]) | (key >= last[:, None])
+        return scores.masked_fill_(torch.from_numpy(hidden), -torch.inf)
 
-    def _sink_logits(self, like: torch.Tensor) -> torch.Tensor:
-        if self.sinks is None:
-            return torch.full_like(like, -torch.inf)
-        return self.sinks.reshape(1, self.case.kv_heads, -1, 1).expand_as(like)
+    def _sink_logits(self, place: _Place, like: torch.Tensor) -> torch.Tensor:
+        assert self.sinks is not None
+        logits = _by_group(self.sinks, 0, self.case.kv_heads)[place.heads]
+        return logits[None, :, :, None].expand_as(like)
 
-    def _keep(self, rows: slice, keys: slice) -> torch.Tensor | None:
+    def _keep(self, place: _Place) -> torch.Tensor:
+        """Of consecutive heads counted over the batch: a tile has a part of one entry, or all."""
         case = self.case
-        if case.dropout <= 0:
-            return None
-        heads = case.batch * case.q_heads
-        kept = keep_mask(case.dropout, self.seed, heads, rows, keys).double()
+        first = place.batch.start * case.q_heads + place.heads.start * self.group
+        entries, heads = place.batch.stop - place.batch.start, place.heads.stop - place.heads.start
+        counted = slice(first, first + entries * heads * self.group)
+        kept = keep_mask(case.dropout, self.seed, counted, place.rows, place.keys).double()
         rescale = 0.0 if case.dropout >= 1 else 1 / (1 - case.dropout)
-        return kept.reshape(case.batch, case.kv_heads, -1, *kept.shape[1:]) * rescale
+        return kept.reshape(entries, heads, -1, *kept.shape[1:]) * rescale
+
+
+class _Gradients:
+    """Sums what tiles contribute, with query heads split as [kv_heads, group]."""
+
+    def __init__(self, problem: _Problem, inputs: Inputs) -> None:
+        leaves = inputs.leaves()
+        self.problem = problem
+        self.sums = {n: torch.zeros(t.shape, dtype=torch.float64) for n, t in leaves.items()}
+        self.query = _by_group(self.sums["query"], 1, problem.case.kv_heads)
+        self.key, self.value = self.sums["key"], self.sums["value"]
+        self.grad_out = problem.grouped(inputs.grad_out)
+        self.grad_lse = None if inputs.grad_lse is None else problem.grouped(inputs.grad_lse)
+
+    def add(self, tile: _Tile, out: torch.Tensor) -> None:
+        """What the rows of one tile contribute to every gradient."""
+        problem, place = self.problem, tile.place
+        from_out = place.of_rows(self.grad_out)
+        place.of_keys(self.value).add_(_product(tile.kept().mT, from_out).sum(2))
+        shift = (from_out * out).sum(-1)
+        if self.grad_lse is not None:
+            shift = shift - place.of_rows(self.grad_lse)
+        from_scores = _product(from_out, place.of_keys(problem.value).mT)
+        if tile.keep is not None:
+            from_scores *= tile.keep
+        from_scores.sub_(shift[..., None]).mul_(tile.probabilities)
+        if "mask" in self.sums:
+            self._add_to_mask(place, from_scores)
+        if "sinks" in self.sums:
+            by_head = _by_group(self.sums["sinks"], 0, problem.case.kv_heads)
+            by_head[place.heads] -= (tile.sink_probabilities * shift).sum((0, 3))
+        if tile.softcap_slope is not None:
+            from_scores *= tile.softcap_slope
+        from_key = _product(from_scores, place.of_keys(problem.key))
+        place.of_rows(self.query).copy_(from_key * problem.case.softmax_scale)
+        from_query = _product(from_scores.mT, place.of_rows(problem.scaled_query))
+        place.of_keys(self.key).add_(from_query.sum(2))
+
+    def _add_to_mask(self, place: _Place, from_scores: torch.Tensor) -> None:
+        """Sums over the dimensions along which the mask was broadcast."""
+        group = self.problem.group
+        heads = slice(place.heads.start * group, place.heads.stop * group)
+        part = self.sums["mask"]
+        part = part.reshape((1,) * (4 - part.dim()) + part.shape)
+        for dim, wanted in enumerate((place.batch, heads, place.rows, place.keys)):
+            if part.shape[dim] > 1:
+                part = part.narrow(dim, wanted.start, wanted.stop - wanted.start)
+        part += from_scores.flatten(1, 2).sum_to_size(part.shape)
 
 
 def forward(case: Case, inputs: Inputs, *, seed: int = 0) -> Result:
     """Output [batch, q_heads, q_len, v_dim] and log-sum-exp [batch, q_heads, q_len]."""
-    problem = _Problem(case, inputs, seed)
-    out = torch.zeros(case.batch, case.q_heads, case.q_len, case.v_dim, dtype=torch.float64)
-    lse = torch.full((case.batch, case.q_heads, case.q_len), -torch.inf, dtype=torch.float64)
-    for tile in problem.tiles():
-        out[:, :, tile.rows] = _output(problem, tile).flatten(1, 2)
-        lse[:, :, tile.rows] = tile.lse.flatten(1, 2)
-    return Result(out, lse)
-
-
-def _output(problem: _Problem, tile: _Tile) -> torch.Tensor:
-    kept = tile.probabilities if tile.keep is None else tile.probabilities * tile.keep
-    return kept @ problem.value[..., tile.keys, :]
+    return _evaluate(_Problem(case, inputs, seed), None)
 
 
 def backward(case: Case, inputs: Inputs, *, seed: int = 0) -> Result:
     """The forward result and the gradient of every float input, from `inputs.grad_out`."""
     problem = _Problem(case, inputs, seed)
-    result = forward(case, inputs, seed=seed)
-    shapes = {name: leaf.shape for name, leaf in inputs.leaves().items()}
-    gradients = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    grad_out = problem.grouped(inputs.grad_out)
-    grad_lse = None if inputs.grad_lse is None else problem.grouped(inputs.grad_lse)
+    return _evaluate(problem, _Gradients(problem, inputs))
+
+
+def _evaluate(problem: _Problem, gradients: _Gradients | None) -> Result:
+    case = problem.case
+    shape = (case.batch, case.kv_heads, problem.group, case.q_len)
+    out = torch.zeros(*shape, case.v_dim, dtype=torch.float64)
+    lse = torch.full(shape, -torch.inf, dtype=torch.float64)
     for tile in problem.tiles():
-        _accumulate(problem, tile, grad_out, grad_lse, gradients)
-    result.gradients = gradients
-    return result
-
-
-def _accumulate(
-    problem: _Problem,
-    tile: _Tile,
-    grad_out: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    gradients: dict[str, torch.Tensor],
-) -> None:
-    """Adds what the rows of one tile contribute to every gradient."""
-    rows, keys, scale = tile.rows, tile.keys, problem.case.softmax_scale
-    from_out = grad_out[..., rows, :]
-    query, key, value = problem.query[..., rows, :], problem.key[..., keys, :], problem.value
-    kept = tile.probabilities if tile.keep is None else tile.probabilities * tile.keep
-    gradients["value"][:, :, keys] += (kept.mT @ from_out).sum(2)
-    shift = (from_out * _output(problem, tile)).sum(-1)
-    if grad_lse is not None:
-        shift = shift - grad_lse[..., rows]
-    from_kept = from_out @ value[..., keys, :].mT
-    from_probabilities = from_kept if tile.keep is None else from_kept * tile.keep
-    from_scores = tile.probabilities * (from_probabilities - shift[..., None])
-    if "mask" in gradients:
-        _add_mask_gradient(problem, tile, from_scores, gradients["mask"])
-    if "sinks" in gradients:
-        gradients["sinks"] -= (tile.sink_probabilities * shift).sum((0, 3)).flatten()
-    if tile.softcap_slope is not None:
-        from_scores = from_scores * tile.softcap_slope
-    gradients["query"][:, :, rows] = (scale * from_scores @ key).flatten(1, 2)
-    gradients["key"][:, :, keys] += (scale * from_scores.mT @ query).sum(2)
-
-
-def _add_mask_gradient(
-    problem: _Problem, tile: _Tile, from_scores: torch.Tensor, gradient: torch.Tensor
-) -> None:
-    """Sums over the dimensions along which the mask was broadcast."""
-    full = gradient.reshape((1,) * (4 - gradient.dim()) + gradient.shape)
-    part = full[:, :, tile.rows if full.shape[2] > 1 else slice(0, 1), :]
-    part = part[..., tile.keys if full.shape[3] > 1 else slice(0, 1)]
-    contribution = from_scores.flatten(1, 2)
-    for dim, extent in enumerate(part.shape):
-        if extent == 1:
-            contribution = contribution.sum(dim, keepdim=True)
-    part += contribution
+        rows = _product(tile.kept(), tile.place.of_keys(problem.value))
+        tile.place.of_rows(out).copy_(rows)
+        tile.place.of_rows(lse).copy_(tile.lse)
+        if gradients is not None:
+            gradients.add(tile, rows)
+    sums = {} if gradients is None else gradients.sums
+    return Result(out.flatten(1, 2), lse.flatten(1, 2), sums)
