@@ -57,7 +57,8 @@ def _pair(text: str) -> tuple[int, int]:
 @click.command(
     short_help="which back end, which kernel, and why",
     epilog="\b\nExamples:\n  mps-sdpa explain --shape 1,8,1024,1024,64\n"
-    "  mps-sdpa explain --shape 1,32/8,1,4096,128 --dtype bf16 --causal lower_right",
+    "  mps-sdpa explain --shape 1,32/8,1,4096,128 --dtype bf16 --causal lower_right\n"
+    "  mps-sdpa explain --chip M4 --train --json",
 )
 @click.option("--backend", type=click.Choice(shared.BACKENDS), default="auto", show_default=True)
 @shared.device_option
@@ -74,11 +75,15 @@ def _pair(text: str) -> tuple[int, int]:
 @click.option("--dropout", type=click.FloatRange(0, 1), default=0.0)
 @click.option("--mask", type=click.Choice(["none", "bool", "additive", "keys"]), default="none")
 @click.option("--train", is_flag=True, help="Explain the backward pass.")
-@click.option("--chip", help="For metal: the Apple chip to plan for, such as M4.")
+@click.option(
+    "--chip",
+    type=click.Choice(["M1", "M2", "M3", "M4", "M5"]),
+    help="Plan for the Metal kernels of this chip, which need not be here.",
+)
 @shared.json_option
 def explain(shape: tuple[int, ...], as_json: bool, chip: str | None, **flags: Any) -> None:
     """Which back end would run a problem, which kernel, and what the others have against it."""
-    found = _explain_shape(shape, **flags)
+    found = _explain_shape(shape, chip, **flags)
     if as_json:
         shared.print_json(found)
         return
@@ -87,6 +92,7 @@ def explain(shape: tuple[int, ...], as_json: bool, chip: str | None, **flags: An
 
 def _explain_shape(
     shape: tuple[int, ...],
+    chip: str | None,
     *,
     backend: str,
     device: str,
@@ -100,7 +106,8 @@ def _explain_shape(
 ) -> dict[str, Any]:
     import torch
 
-    from mps_sdpa import explain as explain_tensors
+    from mps_sdpa import explanation
+    from mps_sdpa.arguments import attention_settings
     from mps_sdpa.harness.cases import DTYPES, LONG_NAMES
 
     batch, q_heads, kv_heads, q_len, kv_len, qk_dim, v_dim = shape
@@ -115,12 +122,20 @@ def _explain_shape(
         "additive": empty(q_len, kv_len),
         "keys": torch.ones(1, dtype=torch.bool, device=device).expand(batch, 1, 1, kv_len),
     }
-    return explain_tensors(
+    tensors = (
         empty(batch, q_heads, q_len, qk_dim),
         empty(batch, kv_heads, kv_len, qk_dim),
         empty(batch, kv_heads, kv_len, v_dim),
+    )
+    aligned: bool | str = False if causal == "no" else causal
+    if chip is not None or _is_absent_metal(backend):
+        settings = attention_settings(aligned, window, softcap, dropout, None, 0, backend)
+        pass_ = "backward" if train else "forward"
+        return explanation.explain_on_chip(chip or "M4", *tensors, masks[mask], settings, pass_)
+    return explanation.explain(
+        *tensors,
         mask=masks[mask],
-        causal=False if causal == "no" else causal,
+        causal=aligned,
         window=window,
         softcap=softcap,
         dropout=dropout,
@@ -130,7 +145,22 @@ def _explain_shape(
     )
 
 
+def _is_absent_metal(backend: str) -> bool:
+    """Whether it is one whose plan can be shown although it cannot run here. Others that cannot
+    are a mistake."""
+    from mps_sdpa import backends
+
+    reason = None if backend == "auto" else backends.reason_against(backend)
+    if reason is None:
+        return False
+    if backend in ("metal", "metal_proto"):
+        return True
+    raise click.UsageError(f"back end {backend!r} is not available: {reason}")
+
+
 def _show_explanation(found: dict[str, Any]) -> None:
+    from mps_sdpa.explanation import HOW_TO_CHANGE
+
     console = shared.console()
     table = Table.grid(padding=(0, 2))
     table.add_row("problem", f"{found['problem']}, {found['pass']}")
@@ -141,10 +171,10 @@ def _show_explanation(found: dict[str, Any]) -> None:
     table.add_row("calibration", found["calibration"])
     for name, reason in found["rejected"].items():
         table.add_row(f"not {name}", reason)
-    table.add_row("change it", "backend=NAME, set_default_backend(NAME) or MPS_SDPA_BACKEND=NAME")
+    table.add_row("change it", HOW_TO_CHANGE)
     console.print(table)
-    if source := found.get("source"):
-        console.print(source, markup=False, soft_wrap=True)
+    for kernel, source in found.get("source", {}).items():
+        console.print(f"\n// ---- {kernel} ----\n{source}", markup=False, soft_wrap=True)
 
 
 @click.command(
@@ -178,3 +208,5 @@ def calibrate(device: str, force: bool, show: bool, as_json: bool) -> None:
             table.add_row(which, dtype, calibration.in_words(each[dtype]))
     shared.console().print(table)
     shared.console().print("work is batch x heads x visible pairs x key dimension")
+    if not show and threshold_cache.read(device) is None:
+        shared.console().print(calibration.calibration_summary(device))

@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor
 
-from mps_sdpa import devices, launchers
+from mps_sdpa import _core, devices, launchers
 from mps_sdpa.arguments import attention_settings, check_tensors
 from mps_sdpa.backends import NAMES, reason_against
 from mps_sdpa.calibration import calibration_summary
 from mps_sdpa.engine import options_for
+from mps_sdpa.settings import Settings
 
-__all__ = ["explain"]
+__all__ = ["CHIPS", "HOW_TO_CHANGE", "explain", "explain_on_chip"]
+
+HOW_TO_CHANGE = "backend=NAME, set_default_backend(NAME) or MPS_SDPA_BACKEND=NAME"
+
+#: Apple's chips in their smallest form: the GPU's family and cores.
+CHIPS = {"M1": (7, 8), "M2": (8, 10), "M3": (9, 10), "M4": (9, 10), "M5": (10, 10)}
+
+#: The line of a plan that begins a launch.
+_KERNEL = re.compile(r"^(\S+): grid ", re.MULTILINE)
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -23,6 +33,7 @@ def _text(found: dict[str, Any]) -> str:
         f"plan      {found['plan']}" if found["plan"] else "",
         f"knows     {found['calibration']}",
         *(f"not {name}: {reason}" for name, reason in found["rejected"].items()),
+        f"change    {HOW_TO_CHANGE}",
     ]
     return "\n".join(line for line in lines if line)
 
@@ -69,3 +80,33 @@ def explain(
     if not quiet:
         print(_text(found))
     return found
+
+
+def explain_on_chip(
+    chip: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings, pass_: str
+) -> dict[str, Any]:
+    """What the Metal back end would do on an Apple chip, which need not be here: the choice, the
+    launches, and the source of each kernel under `source`. The tensors lend their shapes only."""
+    options = _core.Options(
+        scale=settings.scale,
+        causal=int(settings.causal),
+        window=settings.window,
+        softcap=settings.softcap,
+        dropout=settings.dropout,
+        backend=settings.backend,
+    )
+    family, cores = CHIPS[chip]
+    launcher = _core.MetalLauncher(_core.MetalDevice(chip.lower(), family, cores))
+    inputs = (q, k, v, mask, None)
+    problem, plan, choice = _core.metal_explain(inputs, options, pass_, launcher)
+    return {
+        "problem": problem,
+        "pass": pass_,
+        "backend": choice.backend or "stock",
+        "why": choice.why,
+        "plan": plan,
+        "calibration": f"None: a plan for an {chip}, made without one.",
+        "rejected": dict(choice.rejected),
+        "chip": chip,
+        "source": {kernel: _core.metal_source(kernel) for kernel in _KERNEL.findall(plan)},
+    }

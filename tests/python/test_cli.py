@@ -113,6 +113,9 @@ def test_benchmark_times_training_and_a_cold_start(
     row = json.loads(out.read_text())["rows"][0]
     assert code == 0
     assert row["cold_ms"] > row["candidate_ms"]
+    assert set(row["cold"]) == {"candidate", "baseline"}
+    for cold in row["cold"].values():
+        assert cold["import_ms"] > cold["first_call_ms"] > 0
     assert row["verdict"] in {"faster", "slower", "undecided"}
 
 
@@ -126,6 +129,42 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, *words)
     assert code == 0
     assert "back end" in out and "MPS_SDPA_BACKEND" in out
+
+
+@pytest.mark.parametrize("words", [("--backend", "metal"), ("--chip", "M1", "--train")])
+def test_explain_plans_for_a_chip_that_is_not_here(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ("explain", "--shape", "1,8,256,256,64", "--dtype", "bf16", "--device", "cpu", *words)
+    code, found = call_json(capsys, *base, "--json")
+    assert code == 0
+    assert found["backend"] == "metal"
+    assert found["chip"] in ("M1", "M4")
+    assert "grid" in found["plan"] and "buffers" in found["plan"]
+    assert len(found["source"]) == (1 if "metal" in words else 3)
+    assert all(kernel in text for kernel, text in found["source"].items())
+    code, out, _ = call(capsys, *base)
+    assert code == 0
+    assert "SDPA_INSTANTIATE" in out and "made without one" in out
+
+
+def test_the_suites_are_those_of_the_table() -> None:
+    from mps_sdpa import cli_options
+    from mps_sdpa.harness.cases import suite_names
+
+    assert suite_names() == cli_options.SUITES
+
+
+def test_no_colour_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mps_sdpa import cli_options
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert cli_options.console().color_system is not None
+    monkeypatch.setenv("NO_COLOR", "1")
+    with (plain := cli_options.console()).capture() as shown:
+        plain.print("[red]fail[/]")
+    assert shown.get() == "fail\n"
 
 
 def test_demo_trains_both_alike(
@@ -165,6 +204,7 @@ def _recipe_of(size: Any) -> Any:
         (["explain", "--dropout", "2"], "2.0 is not in the range 0<=x<=1"),
         (["demo", "--text", "nowhere.txt"], "'nowhere.txt' does not exist"),
         (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
+        (["run", "-m", "nowhere"], "there is no module 'nowhere'"),
     ],
 )
 def test_mistakes_are_one_line(
