@@ -164,14 +164,26 @@ def show(document: dict[str, Any]) -> None:
     for row in document["rows"]:
         table.add_row(*_cells(row))
     console.print(
-        f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}; best matrix "
-        f"product fp32 {peaks['flops']['float32'] / 1e9:.0f} GFLOP/s, "
-        f"read {peaks['bandwidth'] / 1e9:.0f} GB/s"
+        f"{machine['chip']}, {machine['threads']} threads, torch {machine['torch']}; peaks: fp32 "
+        f"{peaks['flops']['float32'] / 1e9:.0f} GFLOP/s, bf16 "
+        f"{peaks['flops']['bfloat16'] / 1e9:.0f} GFLOP/s, reading "
+        f"{peaks['bandwidth'] / 1e9:.1f} GB/s"
     )
     console.print(table)
+    for row in document["rows"]:
+        if row["cold"]:
+            console.print(_cold_sentence(row, plan))
     for note in [*machine["notes"], *_row_notes(document)]:
         console.print(f"[yellow]note[/] {note}")
     console.print(benchmark.conclusion(document))
+
+
+def _cold_sentence(row: dict[str, Any], plan: dict[str, Any]) -> str:
+    sides = [
+        f"{plan[side]} {cold['import_ms']:.0f} + {cold['first_call_ms']:.1f} ms"
+        for side, cold in row["cold"].items()
+    ]
+    return f"cold start of {row['case_id']}, import + first call: {', '.join(sides)}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

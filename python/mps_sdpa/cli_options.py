@@ -25,6 +25,7 @@ SUITES = [
     "training",
     "decode",
     "short",
+    "speed",
     "conformance",
 ]
 BACKENDS = ["auto", "metal", "mpsgraph_zc", "mpsgraph", "metal_proto", "cpu", "stock"]

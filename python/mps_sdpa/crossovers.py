@@ -16,7 +16,7 @@ PASSES = ("forward", "train")
 #: In the order of sdpa::DType.
 DTYPES = ("float32", "float16", "bfloat16", "float64", "bool")
 
-#: A speed-up above this counts as not slower: below it lies more than the noise of a measurement.
+#: A speed-up below this, and beyond doubt below 1, counts as slower.
 _NOT_SLOWER = 0.97
 
 #: thresholds[pass][dtype]: the least work; 0 is always and infinity is never.
@@ -25,12 +25,18 @@ Thresholds = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One measurement: torch's time over ours for this amount of work."""
+    """One measurement: torch's time over ours for this amount of work, the median of some pairs;
+    `high` is the upper end of its interval."""
 
     which: str
     dtype: str
     work: float
     speedup: float
+    high: float | None = None
+
+    @property
+    def is_slower(self) -> bool:
+        return self.speedup < _NOT_SLOWER and (self.high is None or self.high < 1)
 
 
 def crossovers(points: Iterable[Point]) -> Thresholds:
@@ -55,6 +61,6 @@ def minimum_work(points: Iterable[Point]) -> float:
     rising = sorted(points, key=lambda point: point.work)
     above = [point.work for point in rising[1:]] + [math.inf]
     for point, following in zip(rising, above, strict=False):
-        if point.speedup < _NOT_SLOWER:
+        if point.is_slower:
             threshold = following
     return threshold

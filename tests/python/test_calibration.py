@@ -54,6 +54,13 @@ def test_minimum_work(speedups: tuple[float, ...], expected: float) -> None:
     assert minimum_work(reversed(points(*speedups))) == expected
 
 
+def test_slower_must_be_beyond_doubt() -> None:
+    doubtful = Point("forward", "float32", 1.0, 0.5, high=1.1)
+    certain = Point("forward", "float32", 1.0, 0.5, high=0.6)
+    assert minimum_work([doubtful, *points(2.0, 2.0)[1:]]) == 0.0
+    assert minimum_work([certain, *points(2.0, 2.0)[1:]]) == 10.0
+
+
 def test_crossovers_are_by_pass_and_dtype() -> None:
     slow_training = points(0.5, 2.0, which="train", dtype="bfloat16")
     found = crossovers([*points(2.0, 2.0), *slow_training])
@@ -194,6 +201,31 @@ def test_calibrate_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice()["backend"] == "cpu"
 
 
+def test_what_is_measured_on_a_busy_machine_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured(monkeypatch, 0.5)
+    monkeypatch.setattr("mps_sdpa.harness.environment.Watch._others", lambda _: 0.6)
+    assert calibration.calibrate("cpu")["forward"]["float32"] == 0.0
+    assert threshold_cache.read("cpu") is None
+    assert choice()["backend"] == "cpu"
+    assert "Other programs used 60% of the CPU" in str(choice()["calibration"])
+    assert "nothing was kept" in caplog.text
+
+
+def test_slower_must_be_seen_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([0.5, 2.0])
+    monkeypatch.setitem(calibration._LENGTHS, "cpu", (16,))
+    monkeypatch.setattr(calibration, "_DIMS", (64,))
+    monkeypatch.setattr(calibration, "_MEASURED", ("float32",))
+    monkeypatch.setattr(calibration, "PASSES", ("forward",))
+    monkeypatch.setattr(
+        calibration, "_time", lambda *_: Point("forward", "float32", 1.0, next(speeds))
+    )
+    (point,) = calibration._measure("cpu", "cpu")
+    assert point.speedup == 2.0
+
+
 def test_force_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = measured(monkeypatch, 2.0)
     calibration.calibrate("cpu")
@@ -209,6 +241,7 @@ def test_a_device_without_a_back_end_is_an_error() -> None:
 
 
 def test_the_real_path_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mps_sdpa.harness.environment.Watch._others", lambda _: 0.0)
     monkeypatch.setitem(calibration._LENGTHS, "cpu", (16,))
     monkeypatch.setattr(calibration.time, "monotonic", lambda: 0.0)  # the budget is never spent
     found = calibration.calibrate("cpu")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from mps_sdpa import calibration, threshold_cache
 from mps_sdpa.harness import calls, reference
 from mps_sdpa.harness.cases import SHORT_NAMES, Case
 from mps_sdpa.harness.data import Inputs, make_inputs
+from mps_sdpa.harness.environment import Watch
 from mps_sdpa.harness.errors import compare, tolerance
 from mps_sdpa.harness.memory import peak_bytes
 from mps_sdpa.harness.peaks import Peaks, synchronizer
@@ -34,6 +37,18 @@ class Plan:
     cold: bool = False
     accuracy: bool = False
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """What a fresh process waits for before its first result."""
+
+    import_ms: float
+    first_call_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        return self.import_ms + self.first_call_ms
 
 
 @dataclass(slots=True)
@@ -57,6 +72,7 @@ class Row:
     candidate_error: float | None = None
     baseline_error: float | None = None
     cold_ms: float | None = None
+    cold: dict[str, Cold] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -77,9 +93,16 @@ def measure(case: Case, plan: Plan, peaks: Peaks) -> Row:
         inputs.require_grad()
     forwards = [calls.forward_call(case, inputs, name) for name in (plan.candidate, plan.baseline)]
     runs = [calls.train_call(f, inputs) if plan.train else no_grad(f) for f in forwards]
-    timed = paired(*runs, pairs=plan.pairs, synchronize=synchronizer(plan.device), seed=plan.seed)
+    synchronize = synchronizer(plan.device)
+    with Watch() as watch:
+        timed = paired(*runs, pairs=plan.pairs, synchronize=synchronize, seed=plan.seed)
     candidate_bytes, baseline_bytes = (peak_bytes(run, plan.device) for run in runs)
     row = _row(case, plan, peaks, timed, candidate_bytes, baseline_bytes)
+    row.notes += watch.notes()
+    if plan.cold:
+        sides = (("candidate", plan.candidate), ("baseline", plan.baseline))
+        row.cold = {side: cold_start(case, plan, name) for side, name in sides}
+        row.cold_ms = row.cold["candidate"].total_ms
     if plan.accuracy and case.dropout == 0:
         row.candidate_error, row.baseline_error = _errors(case, inputs, forwards)
     return row
@@ -140,7 +163,6 @@ def _row(
         intensity=flops / moved,
         candidate_bytes=candidate_bytes,
         baseline_bytes=baseline_bytes,
-        cold_ms=cold_ms(case, plan) if plan.cold else None,
         notes=timed.notes(),
     )
 
@@ -148,33 +170,39 @@ def _row(
 _COLD = """
 import sys, time
 start = time.perf_counter()
+import torch
+if sys.argv[3] != "stock":
+    import mps_sdpa
+imported = time.perf_counter()
 from mps_sdpa.harness import benchmark
-benchmark.first_call(*sys.argv[1:])
-print((time.perf_counter() - start) * 1e3)
+print((imported - start) * 1e3, benchmark.first_call(*sys.argv[1:]))
 """
 
 
-def cold_ms(case: Case, plan: Plan) -> float:
+def cold_start(case: Case, plan: Plan, backend: str) -> Cold:
     """Import and first call in a fresh process."""
-    words = [case.suite, case.name, plan.candidate, plan.device, "train" if plan.train else "fwd"]
+    words = [case.suite, case.name, backend, plan.device, "train" if plan.train else "fwd"]
     done = subprocess.run(
         [sys.executable, "-c", _COLD, *words], capture_output=True, text=True, check=True
     )
-    return float(done.stdout.split()[-1])
+    import_ms, first_call_ms = done.stdout.split()[-2:]
+    return Cold(float(import_ms), float(first_call_ms))
 
 
-def first_call(suite: str, name: str, backend: str, device: str, which: str) -> None:
-    """What the fresh process of `cold_ms` does."""
+def first_call(suite: str, name: str, backend: str, device: str, which: str) -> float:
+    """What the fresh process of `cold_start` does: its milliseconds."""
     from mps_sdpa.harness.cases import suite as cases
 
     case = next(case for case in cases(suite) if case.name == name)
     inputs = make_inputs(case, device=device)
+    call: calls.Forward | Callable[[], None] = calls.forward_call(case, inputs, backend)
     if which == "train":
         inputs.require_grad()
-        calls.train_call(calls.forward_call(case, inputs, backend), inputs)()
-    else:
-        calls.forward_call(case, inputs, backend)()
+        call = calls.train_call(calls.forward_call(case, inputs, backend), inputs)
+    start = time.perf_counter()
+    call()
     synchronizer(device)()
+    return (time.perf_counter() - start) * 1e3
 
 
 def overall(rows: list[Row]) -> Interval:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,13 +50,19 @@ def attention(
 
 
 def forward_call(case: Case, inputs: Inputs, backend: str) -> Forward:
-    """What to time. "stock" is torch's own function, called as a user of torch would."""
-    if backend != "stock" or not expressible(case):
+    """What to time: the function that a user of torch would call, torch's own or our drop-in; what
+    torch's cannot express goes through `attention`."""
+    if not expressible(case) or (backend != "stock" and _is_positional(case)):
         return lambda: attention(case, inputs, backend)
-    mask = stock_mask(case, inputs)
-    grouped = case.q_heads != case.kv_heads
-    is_causal = case.causal == "upper_left" and mask is None
-    return lambda: stock_function(
+    mask = stock_mask(case, inputs) if backend == "stock" else inputs.mask
+    is_causal = case.causal == "upper_left" and (backend != "stock" or mask is None)
+    function = (
+        stock_function
+        if backend == "stock"
+        else functools.partial(mps_sdpa.sdpa_opt, backend=backend)
+    )
+    return functools.partial(
+        function,
         inputs.query,
         inputs.key,
         inputs.value,
@@ -63,8 +70,14 @@ def forward_call(case: Case, inputs: Inputs, backend: str) -> Forward:
         dropout_p=case.dropout,
         is_causal=is_causal,
         scale=case.scale,
-        enable_gqa=grouped,
+        enable_gqa=case.q_heads != case.kv_heads,
     )
+
+
+def _is_positional(case: Case) -> bool:
+    """Whether it needs a window or the lower-right diagonal, for which torch has no option."""
+    single = case.q_len == 1 and case.causal == "lower_right"
+    return (case.causal == "lower_right" and not single) or case.window != (-1, -1)
 
 
 def expressible(case: Case) -> bool:
@@ -77,9 +90,7 @@ def stock_mask(case: Case, inputs: Inputs) -> torch.Tensor | None:
     mask = inputs.mask
     if mask is not None and mask.is_floating_point():
         mask = mask.to(case.torch_dtype)  # torch refuses another dtype
-    single = case.q_len == 1 and case.causal == "lower_right"
-    positional = (case.causal == "lower_right" and not single) or case.window != (-1, -1)
-    if not positional and (case.causal != "upper_left" or mask is None):
+    if not _is_positional(case) and (case.causal != "upper_left" or mask is None):
         return mask
     first, last = (torch.from_numpy(bound)[:, None] for bound in case.key_ranges())
     keys = torch.arange(case.kv_len)

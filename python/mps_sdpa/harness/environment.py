@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ import psutil
 import torch
 
 import mps_sdpa
+
+_SCARCE_BYTES = 2 * 2**30
+_BUSY = 0.1  # of all cores
+_SHORTEST_WATCH = 0.1  # the system counts the time of processes in steps of 10 ms
 
 
 def describe_machine() -> dict[str, Any]:
@@ -44,13 +50,62 @@ def chip() -> str:
     return platform.machine()
 
 
+class Watch:
+    """What else this machine did between entering and now."""
+
+    def __enter__(self) -> Watch:
+        self._start, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.others = self._others()
+
+    def _others(self) -> float:
+        elapsed = time.monotonic() - self._start
+        if elapsed < _SHORTEST_WATCH:
+            return 0.0
+        busy, own = _busy_seconds() - self._busy, _own_seconds() - self._own
+        return max(0.0, (busy - own) / (elapsed * (os.cpu_count() or 1)))
+
+    def notes(self) -> list[str]:
+        """What may have disturbed a measurement meanwhile."""
+        found = [*memory_notes(), *thermal_notes()]
+        if self.others > _BUSY:
+            found.append(f"other programs used {self.others:.0%} of the CPU")
+        return found
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def _own_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)
+
+
 def load_notes() -> list[str]:
     """What may disturb a measurement that starts now."""
-    found = []
+    found = [*memory_notes(), *thermal_notes()]
     cores = os.cpu_count() or 1
     if (load := os.getloadavg()[0]) > 0.5 * cores:
         found.append(f"the load average is {load:.1f} on {cores} cores")
-    free = psutil.virtual_memory().available
-    if free < 2 * 2**30:
-        found.append(f"only {free / 2**30:.1f} GB of memory is free")
     return found
+
+
+def memory_notes() -> list[str]:
+    free = psutil.virtual_memory().available
+    return [] if free >= _SCARCE_BYTES else [f"only {free / 2**30:.1f} GB of memory is free"]
+
+
+def thermal_notes() -> list[str]:
+    """Whether macOS slows the processor down to cool it; other systems do not say."""
+    if platform.system() != "Darwin":
+        return []
+    asked = ["pmset", "-g", "therm"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    limits = [int(limit) for limit in re.findall(r"_(?:Speed|Scheduler)_Limit\s*=\s*(\d+)", said)]
+    if limits and min(limits) < 100:
+        return [f"the processor is held at {min(limits)} % to cool it"]
+    return []

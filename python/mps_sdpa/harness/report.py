@@ -132,8 +132,8 @@ def _roofline(documents: list[Document]) -> str:
         dtypes = sorted({row["dtype"] for row in rows})
         lines += [_roof(peaks, dtype, low, high) for dtype in dtypes]
     text = (
-        "<p>Each point is a case; the lines are the most that memory (rising) and the best matrix "
-        "product of each dtype (flat) allow, measured in the same run.</p>"
+        "<p>Each point is a case; the lines are the most that reading memory (rising) and the "
+        "arithmetic of each dtype (flat) allow, measured in the same run.</p>"
     )
     return text + svg.plot(marks, lines, ("arithmetic intensity, operations a byte", "GFLOP/s"))
 
