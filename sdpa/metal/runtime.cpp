@@ -38,7 +38,8 @@ struct ObjectiveC {
 
   void* symbol(const char* name) const {
     void* found = dlsym(library, name);
-    if (!found) throw Error(std::string("The Objective-C runtime of this system has no ") + name + ".");
+    if (!found)
+      throw Error(std::string("The Objective-C runtime of this system has no ") + name + ".");
     return found;
   }
 

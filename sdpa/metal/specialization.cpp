@@ -2,7 +2,7 @@
 #include "sdpa/metal/specialization.h"
 
 #include <array>
-#include <regex>
+#include <optional>
 #include <stdexcept>
 
 namespace sdpa::metal {
@@ -17,6 +17,17 @@ const char* element_name(DType dtype) {
 
 DType element_type(const std::string& name) {
   return name == "half" ? DType::kFloat16 : name == "bfloat" ? DType::kBFloat16 : DType::kFloat32;
+}
+
+/// Cuts a mark and the number behind it off the end of a name, such as "_c12".
+std::optional<int> cut_number(std::string& name, std::string_view mark) {
+  const std::size_t place = name.rfind(mark), first = place + mark.size();
+  const bool is_number = place != name.npos && first < name.size() && name.size() - first < 10 &&
+                         name.find_first_not_of("0123456789", first) == name.npos;
+  if (!is_number) return std::nullopt;
+  const int number = std::stoi(name.substr(first));
+  name.resize(place);
+  return number;
 }
 
 struct FeatureName {
@@ -50,20 +61,23 @@ std::string host_name(const Specialization& s) {
 }
 
 Specialization parse_host_name(const std::string& name) {
-  static const std::regex form(
-      "([a-z_]+)_(float|half|bfloat)_q(\\d+)_v(\\d+)_c(\\d+)_t(\\d+)_g(\\d+)_f(\\d+)");
-  std::smatch found;
-  if (!std::regex_match(name, found, form))
+  std::string rest = name;
+  Specialization s;
+  const auto cut = [&](const char* mark, int& value) {
+    const std::optional<int> number = cut_number(rest, mark);
+    value = number.value_or(0);
+    return number.has_value();
+  };
+  const bool has_numbers = cut("_f", s.features) && cut("_g", s.groups) && cut("_t", s.tile) &&
+                           cut("_c", s.chunks) && cut("_v", s.v) && cut("_q", s.qk);
+  const std::size_t end = rest.rfind('_');
+  if (has_numbers && end != rest.npos && end > 0) {
+    s.kernel = rest.substr(0, end);
+    s.dtype = element_type(rest.substr(end + 1));
+  }
+  if (s.kernel.empty() || host_name(s) != name)
     throw std::invalid_argument("'" + name + "' is not the host name of a Metal kernel");
-  const auto number = [&](std::size_t n) { return std::stoi(found[n]); };
-  return {.kernel = found[1],
-          .dtype = element_type(found[2]),
-          .qk = number(3),
-          .v = number(4),
-          .chunks = number(5),
-          .tile = number(6),
-          .groups = number(7),
-          .features = number(8)};
+  return s;
 }
 
 std::string instantiation(const Specialization& s) {
