@@ -53,6 +53,19 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="mps-sdpa", prog_name="mps-sdpa")
 def group() -> None:
     """Fused attention for PyTorch: inspect, check and time it."""
+    _check_environment()
+
+
+def _check_environment() -> None:
+    """A variable with a value that cannot be ends like a mistyped flag."""
+    from mps_sdpa import _core
+    from mps_sdpa.backends import check_backend, default_backend
+
+    try:
+        check_backend(default_backend())
+        _core.instruction_set()
+    except (KeyError, RuntimeError) as error:
+        raise click.UsageError(error.args[0]) from error
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -260,6 +260,13 @@ def _reason_in(choice: _core.Choice, requested: str) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in choice.rejected) or choice.why
 
 
+def _refuse_if_strict(requested: str, reason: str) -> None:
+    if environment().strict and requested != "auto":
+        raise RuntimeError(
+            f"MPS_SDPA_STRICT is set and back end {requested!r} cannot run this call: {reason}"
+        )
+
+
 def account(
     choice: _core.Choice,
     settings: Settings,
@@ -270,8 +277,7 @@ def account(
     """Deals with a choice that is not the one asked for: runs torch's function, counts, refuses."""
     requested = _resolved(settings.backend)
     reason = _reason_in(choice, requested)
-    if environment().strict and requested != "auto":
-        raise RuntimeError(f"MPS_SDPA_STRICT is set and back end {reason}")
+    _refuse_if_strict(requested, reason)
     out, lse = found
     if out is None:
         out, lse = stock_attention(*inputs, settings, want_lse)
@@ -296,6 +302,7 @@ def attend(
     if torch.compiler.is_compiling() and kind in _KERNELS_ON:
         return _attend_dispatched((query, key, value, mask, sinks), settings)
     if reason := _reason_for_stock((query, key, value, mask, sinks)):
+        _refuse_if_strict(_resolved(settings.backend), reason)
         found = stock_attention(query, key, value, mask, sinks, settings, want_lse)
         stats.record_fallback(reason)
         return found

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The environment variables that mps_sdpa knows, read here and nowhere else.
+"""The environment variables that mps_sdpa knows, read here and nowhere else in Python.
 
 They are read once, at the first use; `environment.cache_clear()` makes the next use read again.
+MPS_SDPA_ISA is listed here and read by sdpa/cpu/instruction_set.cpp, for programs without Python.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class Environment:
     log_calibration: bool
     fallback_level: int
     cache_dir: Path | None
-    isa: str | None
     threads: int
 
 
@@ -74,6 +74,5 @@ def environment() -> Environment:
         log_calibration=_flag("MPS_SDPA_LOG_CALIBRATION"),
         fallback_level=_fallback_level(),
         cache_dir=Path(cache_dir) if cache_dir else None,
-        isa=os.environ.get("MPS_SDPA_ISA") or None,
         threads=_threads(),
     )

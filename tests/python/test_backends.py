@@ -143,6 +143,18 @@ def test_fallbacks_are_logged(
     assert "fallback: not on this device (meta)" in caplog.text
 
 
+def test_strict_makes_a_fallback_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPS_SDPA_STRICT", "1")
+    environment.cache_clear()
+    meta = Q.to("meta")
+    with pytest.raises(RuntimeError, match=r"MPS_SDPA_STRICT is set and back end 'cpu' cannot run"):
+        sdpa_opt(meta, meta, meta, backend="cpu")
+    assert mps_sdpa.get_fallback_stats() == {}
+    assert mps_sdpa.get_call_stats() == {}
+    assert sdpa_opt(meta, meta, meta).shape == Q.shape  # "auto" asked for none in particular
+    sdpa_opt(Q, Q, Q, backend="cpu")
+
+
 def test_statistics_print(capsys: pytest.CaptureFixture[str]) -> None:
     sdpa_opt(Q, Q, Q)
     mps_sdpa.print_call_stats("of a test")

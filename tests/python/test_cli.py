@@ -218,6 +218,36 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has the device that is asked for")
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("MPS_SDPA_BACKEND=fast", "unknown back end 'fast'; known are auto, metal"),
+        ("MPS_SDPA_BACKEND=metal_proto", "back end 'metal_proto' is not available: "),
+        ("MPS_SDPA_THREADS=many", "MPS_SDPA_THREADS must be a positive number, but it is 'many'"),
+    ],
+)
+def test_mistaken_variables_are_one_line(
+    variable: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*variable.split("="))
+    code, _, err = call(capsys, "list-backends")
+    assert code == 2
+    assert text in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_instruction_set_is_one_line() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "mps_sdpa", "list-backends"],
+        env={**os.environ, "MPS_SDPA_ISA": "sse9"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert 'MPS_SDPA_ISA names the instruction set "sse9"; this processor' in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
 def test_absent_device(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "self-test", "--device", "mps")
     assert code == 2
