@@ -85,6 +85,18 @@ TEST(CpuBackward, HeadDimsAroundTheEdgesOfTiles) {
   }
 }
 
+TEST(CpuBackward, PairsOfBFloat16AroundTheEdgesOfTiles) {
+  for (const std::int64_t keys : {128, 129, 190, 193, 257})
+    for (const std::int64_t dim : {1, 15, 32, 33, 129}) {
+      Case spec = shape(2, keys - 97, keys, dim);
+      spec.v_dim = (dim + 17) % 100;
+      spec.dtype = DType::kBFloat16;
+      spec.causal = dim % 2 == 0 ? Causal::kNone : Causal::kLowerRight;
+      spec.dropout = dim == 15 ? 0.1 : 0;
+      expect_agrees(spec);
+    }
+}
+
 TEST(CpuBackward, DtypesAndEveryFeatureAtOnce) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const MaskShape mask : {MaskShape::kNone, MaskShape::kFull, MaskShape::kPerHead,

@@ -48,9 +48,10 @@ BackwardLayout lay_out(const Problem& s, std::int64_t rows, std::int64_t panel_f
   take(m.grad_query, rows * m.qk_stride);
   take(m.key, kKeyStep * m.qk_stride);
   take(m.value, kKeyStep * m.v_stride);
-  take(m.p, kKeyStep * rows);
-  take(m.ds, kKeyStep * rows);
-  if (s.softcap > 0) take(m.slope, kKeyStep * rows);
+  const std::int64_t slab = std::min(rows, kSlabRows);
+  take(m.p, kKeyStep * slab * 3 / 2);  // as floats and as halves
+  take(m.ds, kKeyStep * slab);
+  if (s.softcap > 0) take(m.slope, kKeyStep * slab);
   take(m.lse, rows);
   take(m.grad_lse, rows);
   take(m.delta, rows);

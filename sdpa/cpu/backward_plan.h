@@ -10,9 +10,13 @@
 
 namespace sdpa::cpu {
 
-/// A unit is at most this many rows (queries of all heads of a group, see lanes.h): two register
-/// tiles of AVX-512 side by side. The key gradients are read and written once a unit.
-constexpr std::int64_t kUnitRows = 96;
+/// A unit is at most this many rows (queries of all heads of a group, see lanes.h). Keys, values
+/// and their gradients pass through the second-level cache once a unit.
+constexpr std::int64_t kUnitRows = 192;
+
+/// P and dS exist for this many rows of a unit at a time: two register tiles of AVX-512 side by
+/// side.
+constexpr std::int64_t kSlabRows = 96;
 
 /// Units are a multiple of this many rows, so that every instruction set fills its vectors.
 constexpr std::int64_t kRowMultiple = 16;

@@ -6,21 +6,24 @@
 //   multiply    T[key][query] = sum_d A[key][d] B^T[d][query]     lanes are queries:     S, dP
 //   accumulate  C[row][d] += sum_n W[row][n] X[n][d]              lanes are dimensions:  dV, dK, dQ
 //
-// All operands are staged rows of floats, padded with zeros to whole vectors.
+// All operands are staged rows, padded with zeros to whole vectors. An Element is a float or a pair
+// of bfloat16 (tile.h); depth and steps count Elements.
 #include <cstdint>
 
+#include "sdpa/cpu/stage.h"
 #include "sdpa/cpu/tile.h"
 
 namespace sdpa::cpu {
 
 /// Operands of `accumulate`. W is [row][n], or [n][row] where `weight_row` is 1.
+template <typename Element>
 struct Accumulation {
-  const float* weights;
+  const Element* weights;
   std::int64_t weight_row, weight_step;  ///< strides of W along rows and along n
-  const float* x;
+  const Element* x;
   float* sums;
   std::int64_t stride;  ///< of the rows of X and C
-  int rows, steps;
+  std::int64_t rows, steps;
 };
 
 /// Tile shapes for the gradients. Lanes are head dimensions, mostly multiples of 64: with 32
@@ -34,8 +37,8 @@ constexpr int gradient_rows(int columns) {
   return columns == 1 ? sums / 2 : sums / columns;
 }
 
-template <class S, int Rows, int Columns>
-void accumulate_tile(const Accumulation& a, std::int64_t row, std::int64_t column) {
+template <class S, int Rows, int Columns, typename Element>
+void accumulate_tile(const Accumulation<Element>& a, std::int64_t row, std::int64_t column) {
   Tile<S, Rows, Columns> tile;
   float* sums = a.sums + row * a.stride + column;
   load(tile, sums, a.stride);
@@ -47,8 +50,8 @@ void accumulate_tile(const Accumulation& a, std::int64_t row, std::int64_t colum
   store(tile, sums, a.stride);
 }
 
-template <class S, int Columns>
-void accumulate_panel(const Accumulation& a, std::int64_t column) {
+template <class S, int Columns, typename Element>
+void accumulate_panel(const Accumulation<Element>& a, std::int64_t column) {
   constexpr int kRows = gradient_rows<S>(Columns);
   std::int64_t row = 0;
   for (; row + kRows <= a.rows; row += kRows) accumulate_tile<S, kRows, Columns>(a, row, column);
@@ -58,8 +61,8 @@ void accumulate_panel(const Accumulation& a, std::int64_t column) {
 }
 
 /// C += W X, in panels of columns of nearly equal width.
-template <class S>
-void accumulate(const Accumulation& a) {
+template <class S, typename Element>
+void accumulate(const Accumulation<Element>& a) {
   constexpr int kMost = kGradientColumns<S>;
   const int vectors = static_cast<int>(a.stride / S::kLanes);
   for (int done = 0; done < vectors;) {
@@ -75,29 +78,34 @@ void accumulate(const Accumulation& a) {
 
 /// The same sums without vectors, leaving out every zero weight: where X holds a NaN or an infinity
 /// a weight of zero must not spread it.
-template <class S>
-void accumulate_visible(const Accumulation& a) {
-  for (int row = 0; row < a.rows; ++row)
-    for (int n = 0; n < a.steps; ++n) {
-      const float weight = a.weights[row * a.weight_row + n * a.weight_step];
+template <class S, typename Element>
+void accumulate_visible(const Accumulation<Element>& a) {
+  constexpr int kParts = kElementsPerWord<Element>;
+  for (std::int64_t row = 0; row < a.rows; ++row)
+    for (std::int64_t n = 0; n < a.steps * kParts; ++n) {
+      const Element word = a.weights[row * a.weight_row + n / kParts * a.weight_step];
+      const float weight = element_at(word, static_cast<int>(n % kParts));
       if (weight == 0) continue;
       for (std::int64_t d = 0; d < a.stride; ++d)
-        a.sums[row * a.stride + d] += weight * a.x[n * a.stride + d];
+        a.sums[row * a.stride + d] +=
+            weight * element_at(a.x[n / kParts * a.stride + d], static_cast<int>(n % kParts));
     }
 }
 
 /// Operands of `multiply`: keys [first_key, last_key) of A against one panel of lanes.
+template <typename Element>
 struct Product {
-  const float* a;
+  const Element* a;
   std::int64_t a_stride;
-  const float* b;  ///< [depth][b_stride], at the panel's first lane
+  const Element* b;  ///< [depth][b_stride], at the panel's first lane
   std::int64_t b_stride;
-  int depth, first_key, last_key;
+  std::int64_t depth;
+  int first_key, last_key;
 };
 
 /// T = A B^T for a panel of Columns vectors. Each register tile is handed to `finish(tile, key)`.
-template <class S, int Columns, class Finish>
-void multiply_panel(const Product& m, const Finish& finish) {
+template <class S, int Columns, typename Element, class Finish>
+void multiply_panel(const Product<Element>& m, const Finish& finish) {
   for_row_pieces<S::kRows>(m.first_key, m.last_key, [&](auto rows, std::int64_t key) {
     Tile<S, decltype(rows)::value, Columns> tile;
     clear(tile);

@@ -37,6 +37,11 @@ struct Avx512BFloat16 : Avx512 {
     return _mm512_dpbf16_ps(c, (__m512bh)a.words, (__m512bh)b.words);
   }
 
+  /// Rounded by the instruction for it; subnormal numbers become 0.
+  static SDPA_INLINE void store_rounded(BFloat16* to, Vec v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v));
+  }
+
   /// Lane by lane (even, odd), each rounded to nearest.
   static SDPA_INLINE Pairs pack_pairs(Vec even, Vec odd) {
     const __m512i half = _mm512_set1_epi32(0x8000);

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A unit: the rows (queries of all heads of a group) whose gradients gather in scratch memory while
+// keys pass by. It is cut into slabs, for which P and dS exist, and those into panels, one register
+// tile wide.
+//
+//   Q, dO staged as steps and transposed;  lse2 = LSE log2(e);  delta = rowsum(dO O) - dLSE
+#include "sdpa/cpu/backward_job.h"
+#include "sdpa/cpu/backward_operands.h"
+#include "sdpa/cpu/score.h"
+
+namespace sdpa::cpu {
+
+/// The lanes of a slab that one register tile is wide, and what masks them.
+template <class S>
+struct Panel {
+  int start = 0;    ///< its first lane within the slab
+  int columns = 0;  ///< vectors
+  Coverage coverage = Coverage::kNone;
+  Lanes lanes;
+  ScoreMask<S> mask;
+
+  int width() const { return columns * S::kLanes; }
+};
+
+/// Panels are as wide as a tile; four vectors go as two and two, since one alone has too few sums
+/// to hide the latency of its additions.
+template <class S>
+constexpr int panel_columns(int vectors_left) {
+  if (vectors_left == S::kColumns + 1 && S::kColumns > 2) return S::kColumns - 1;
+  return vectors_left < S::kColumns ? vectors_left : S::kColumns;
+}
+
+/// The most panels a slab is cut into.
+template <class S>
+constexpr int kMaxPanels = kSlabRows / S::kLanes / S::kColumns + 1;
+
+/// Slabs are at least half full.
+constexpr int kMaxSlabs = (kUnitRows + kSlabRows - 1) / kSlabRows;
+
+/// Rows [start, start + rows) of a unit, filled up to `lanes`.
+template <class S>
+struct Slab {
+  int start = 0, rows = 0, lanes = 0;
+  int first = 0, last = 0;  ///< the keys of the current block that it sees
+  int panel_count = 0;
+  Panel<S>* panels = nullptr;
+};
+
+template <class S>
+constexpr std::int64_t kPanelFloats = kMaxSlabs * kMaxPanels<S> * sizeof(Panel<S>) / sizeof(float);
+
+template <class S, typename Element>
+class BackwardUnit {
+ public:
+  explicit BackwardUnit(const BackwardTask& task)
+      : task_(task), s_(*task.job->problem), t_(*task.job->tensors), m_(task.job->layout) {}
+
+  void begin(std::int64_t row) {
+    first_row_ = row;
+    const std::int64_t left = s_.q_len * s_.group() - row;
+    rows_ = static_cast<int>(left < task_.job->unit_rows ? left : task_.job->unit_rows);
+    lanes_ = static_cast<int>(padded_columns(rows_));
+    make_slabs();
+    query_ = Ops::stage_steps(rows_of(t_.query), lanes_, {at(m_.query), m_.qk_stride});
+    grad_out_ = Ops::stage_steps(rows_of(t_.grad_out), lanes_, {at(m_.grad_out), m_.v_stride});
+    transpose_operands();
+    stage<S>(rows_of(t_.out), lanes_, {at(m_.out), m_.v_stride});
+    stage_row_terms();
+    for (std::int64_t i = 0; i < lanes_ * m_.qk_stride; i += S::kLanes)
+      S::store(at(m_.grad_query) + i, S::zero());
+  }
+
+  void write_grad_query() const {
+    const StagedRows sums{at(m_.grad_query), m_.qk_stride};
+    if (task_.query_sums == nullptr)
+      return write_rows<S>(sums, static_cast<float>(s_.scale), rows_of(t_.grad_query));
+    float* to = task_.query_sums + first_row_ * m_.qk_stride;
+    for (std::int64_t i = 0; i < rows_ * m_.qk_stride; i += S::kLanes)
+      S::store(to + i, S::load(sums.data + i));
+  }
+
+  /// dsink = -P_sink (D - dLSE), a row.
+  void write_sink_terms() const {
+    float* to = task_.job->sink_terms +
+                (task_.batch * s_.kv_heads + task_.kv_head) * s_.q_len * s_.group() + first_row_;
+    for (const Slab<S>& slab : slabs())
+      for (int n = 0; n < slab.panel_count; ++n) {
+        const Panel<S>& panel = slab.panels[n];
+        for (int lane = 0; lane < panel.lanes.count; ++lane) {
+          const int row = slab.start + panel.start + lane;
+          float p[S::kLanes];
+          S::store(
+              p, exp2<S>(S::broadcast(task_.job->sinks[panel.lanes.head[lane]] - at(m_.lse)[row])));
+          to[row] = p[0] == 0 ? 0 : -p[0] * at(m_.delta)[row];
+        }
+      }
+  }
+
+  TensorRows rows_of(const TensorView& view) const {
+    return group_rows(view, s_, task_.batch, task_.kv_head, first_row_, rows_);
+  }
+
+  struct Slabs {
+    Slab<S>*first, *last;
+
+    Slab<S>* begin() const { return first; }
+
+    Slab<S>* end() const { return last; }
+  };
+
+  Slabs slabs() const { return {slabs_, slabs_ + slab_count_}; }
+
+  std::int64_t first_row() const { return first_row_; }
+
+  int rows() const { return rows_; }
+
+  bool has_nan_row() const { return has_nan_row_; }
+
+  const Operand<Element>& query() const { return query_; }
+
+  const Operand<Element>& grad_out() const { return grad_out_; }
+
+  /// [words of columns][width of the panel]
+  const Element* query_lanes(const Slab<S>& slab, const Panel<S>& panel) const {
+    return elements(m_.query_t) + (slab.start + panel.start) * words<Element>(s_.qk_dim);
+  }
+
+  const Element* grad_out_lanes(const Slab<S>& slab, const Panel<S>& panel) const {
+    return elements(m_.grad_out_t) + (slab.start + panel.start) * words<Element>(s_.v_dim);
+  }
+
+ private:
+  using Ops = Operands<S, Element>;
+  using V = typename S::Vec;
+
+  float* at(std::int64_t offset) const { return task_.scratch + offset; }
+
+  Element* elements(std::int64_t offset) const { return reinterpret_cast<Element*>(at(offset)); }
+
+  /// Slabs of nearly equal size, whole vectors each.
+  void make_slabs() {
+    auto* panels = reinterpret_cast<Panel<S>*>(at(m_.panels));
+    slab_count_ = (lanes_ + kSlabRows - 1) / kSlabRows;
+    const int size = static_cast<int>(padded_columns(ceil_div(lanes_, slab_count_)));
+    for (int n = 0; n < slab_count_; ++n) {
+      Slab<S>& slab = slabs_[n];
+      slab.start = n * size;
+      slab.lanes = lanes_ - slab.start < size ? lanes_ - slab.start : size;
+      slab.rows = rows_ - slab.start < slab.lanes ? rows_ - slab.start : slab.lanes;
+      slab.panels = panels + n * kMaxPanels<S>;
+      make_panels(slab);
+    }
+  }
+
+  void make_panels(Slab<S>& slab) const {
+    slab.panel_count = 0;
+    for (int start = 0; start < slab.lanes;) {
+      Panel<S>& panel = slab.panels[slab.panel_count++];
+      panel.start = start;
+      panel.columns = panel_columns<S>((slab.lanes - start) / S::kLanes);
+      start += panel.width();
+      const int count = (slab.rows < start ? slab.rows : start) - panel.start;
+      panel.lanes = make_lanes(s_, task_.batch, task_.kv_head,
+                               first_row_ + slab.start + panel.start, count > 0 ? count : 0);
+    }
+  }
+
+  /// Panel by panel, so that a panel's lanes lie close together whatever the unit's width.
+  void transpose_operands() {
+    for (const Slab<S>& slab : slabs())
+      for (int n = 0; n < slab.panel_count; ++n) {
+        const Panel<S>& panel = slab.panels[n];
+        const int first = slab.start + panel.start;
+        Ops::transpose(query_, first, panel.width(), static_cast<int>(s_.qk_dim),
+                       static_cast<float>(s_.scale) * kLog2E,
+                       const_cast<Element*>(query_lanes(slab, panel)));
+        Ops::transpose(grad_out_, first, panel.width(), static_cast<int>(s_.v_dim),
+                       static_cast<float>(s_.dropout.rescale()),
+                       const_cast<Element*>(grad_out_lanes(slab, panel)));
+      }
+  }
+
+  /// lse2 is +infinity for a row that sees nothing, and for padding: P = exp2(S - lse2) is then 0.
+  void stage_row_terms() {
+    const TensorRows lse = rows_of(t_.lse);
+    TensorRows grad_lse{};
+    if (t_.grad_lse.is_present()) grad_lse = rows_of(t_.grad_lse);
+    has_nan_row_ = false;
+    for (int row = 0; row < lanes_; ++row) {
+      const float value =
+          row < rows_ ? *reinterpret_cast<const float*>(lse.row[row]) : kMinusInfinity;
+      const bool sees = value != kMinusInfinity;
+      has_nan_row_ |= value != value;
+      at(m_.lse)[row] = sees ? value * kLog2E : -kMinusInfinity;
+      float& extra = at(m_.grad_lse)[row];
+      extra = sees && grad_lse.rows > 0 ? *reinterpret_cast<const float*>(grad_lse.row[row]) : 0;
+      at(m_.delta)[row] = sees ? output_dot(row) - extra : 0;
+    }
+  }
+
+  /// rowsum(dO O). An output of exactly 0 may come of keys that were all dropped, or of none.
+  float output_dot(int row) const {
+    const Element* grad_out = grad_out_.rows + row * grad_out_.row_stride;
+    const float* out = at(m_.out) + row * m_.v_stride;
+    constexpr int kParts = kElementsPerWord<Element>;
+    float sum = 0;
+    if (!grad_out_.is_finite) {
+      for (int d = 0; d < s_.v_dim; ++d)
+        if (out[d] != 0) sum += element_at(grad_out[d / kParts], d % kParts) * out[d];
+      return sum;
+    }
+    V sums = S::zero();
+    for (std::int64_t d = 0; d < padded_columns(s_.v_dim); d += S::kLanes)
+      sums = S::multiply_add(Ops::load(grad_out, d), S::load(out + d), sums);
+    float lane[S::kLanes];
+    S::store(lane, sums);
+    for (float x : lane) sum += x;
+    return sum;
+  }
+
+  const BackwardTask& task_;
+  const Problem& s_;
+  const BackwardTensors& t_;
+  const BackwardLayout& m_;
+  Operand<Element> query_, grad_out_;
+  mutable Slab<S> slabs_[kMaxSlabs];
+  std::int64_t first_row_ = 0;
+  int rows_ = 0, lanes_ = 0, slab_count_ = 0;
+  bool has_nan_row_ = false;
+};
+
+}  // namespace sdpa::cpu
