@@ -16,7 +16,7 @@ namespace nb = nanobind;
 using sdpa::cases::Case;
 
 constexpr std::array kCausal = {"none", "upper_left", "lower_right"};
-constexpr std::array kMaskShapes = {"none", "full", "per_head", "matrix", "keys"};
+constexpr std::array kMaskShapes = {"none", "full", "per_head", "matrix", "keys", "rows"};
 constexpr std::array kPatterns = {"random", "soft",   "empty_row", "empty_rows",
                                   "tail",   "blocks", "all"};
 constexpr std::array kLayouts = {"contiguous",    "transposed", "sliced",    "expanded_batch",

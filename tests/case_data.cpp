@@ -2,8 +2,10 @@
 #include "tests/case_data.h"
 
 #include <cmath>
+#include <limits>
 #include <random>
 
+#include "sdpa/element.h"
 #include "sdpa/reference.h"
 
 namespace sdpa::cases {
@@ -32,9 +34,10 @@ class Source {
   std::uniform_real_distribution<double> uniform_;
 };
 
-/// Whether the pattern hides a pair; a random one is thrown by `source`.
-bool hides(const MaskSpec& mask, std::int64_t row, std::int64_t column, std::int64_t columns,
-           Source& source) {
+/// Whether the pattern hides a pair of the mask's `plane`, a head of a batch entry; a random one is
+/// thrown by `source`.
+bool hides(const MaskSpec& mask, std::int64_t plane, std::int64_t row, std::int64_t column,
+           std::int64_t columns, Source& source) {
   constexpr std::int64_t kBlock = 32;
   constexpr double kHiddenShare = 0.2, kHiddenShareAdditive = 0.1;
   switch (mask.pattern) {
@@ -47,7 +50,7 @@ bool hides(const MaskSpec& mask, std::int64_t row, std::int64_t column, std::int
     case MaskPattern::kTail:
       return column >= columns - columns / 3;
     case MaskPattern::kBlocks: {
-      const std::int64_t turn = (row / kBlock + column / kBlock) % 3;
+      const std::int64_t turn = (plane + row / kBlock + column / kBlock) % 3;
       return turn == 0 || (turn == 1 && source.uniform() < 0.5);
     }
     case MaskPattern::kAll:
@@ -70,7 +73,7 @@ Tensor make_mask(const Case& spec, Source& source) {
   std::vector<double> values;
   for (std::int64_t row = 0; row < n.batch * n.heads * n.rows; ++row)
     for (std::int64_t column = 0; column < n.columns; ++column) {
-      const bool hidden = hides(spec.mask, row % n.rows, column, n.columns, source);
+      const bool hidden = hides(spec.mask, row / n.rows, row % n.rows, column, n.columns, source);
       values.push_back(spec.mask.dtype == DType::kBool ? !hidden
                        : hidden                        ? -INFINITY
                                                        : -2 * source.uniform());
@@ -177,6 +180,21 @@ BackwardTensors CaseData::backward_tensors() const {
           .grad_value = grad_value.view(),
           .grad_mask = broadcast(grad_mask.view(), scores),
           .grad_sinks = grad_sinks.view()};
+}
+
+void fill_rows(const TensorView& view, std::int64_t first, std::int64_t last, double value) {
+  for (std::int64_t b = 0; b < view.shape[0]; ++b)
+    for (std::int64_t h = 0; h < view.shape[1]; ++h)
+      for (std::int64_t r = first; r < last; ++r)
+        for (std::int64_t c = 0; c < view.shape[3]; ++c) write(view, b, h, r, c, value);
+}
+
+void poison_hidden_keys(CaseData& data) {
+  const Case& spec = data.spec;
+  if (spec.mask.shape == MaskShape::kNone || spec.mask.pattern != MaskPattern::kTail) return;
+  const std::int64_t first = spec.kv_len - spec.kv_len / 3;
+  for (const Tensor* tensor : {&data.key, &data.value})
+    fill_rows(tensor->view(), first, spec.kv_len, std::numeric_limits<double>::quiet_NaN());
 }
 
 Expected expected(const CaseData& data) {

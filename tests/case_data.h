@@ -27,6 +27,13 @@ struct CaseData {
   Tensor out, lse, grad_query, grad_key, grad_value, grad_mask, grad_sinks;
 };
 
+/// Fills rows [first, last) of every head of a tensor.
+void fill_rows(const TensorView& view, std::int64_t first, std::int64_t last, double value);
+
+/// NaN in the keys and values that a mask of the pattern kTail hides from every query; nothing for
+/// another case. The oracle's results stay the same.
+void poison_hidden_keys(CaseData& data);
+
 /// The results that the oracle gives for the same inputs, in row-major order.
 struct Expected {
   std::vector<double> out, lse;

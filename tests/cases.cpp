@@ -331,7 +331,7 @@ std::string pair_or_one(std::int64_t first, std::int64_t second, char separator)
 }
 
 std::string describe(const MaskSpec& mask) {
-  constexpr std::array<std::string_view, 5> shapes{"", "full", "heads", "matrix", "keys"};
+  constexpr std::array<std::string_view, 6> shapes{"", "full", "heads", "matrix", "keys", "rows"};
   constexpr std::array<std::string_view, 7> patterns{
       "", " soft", " empty-row", " empty-rows", " tail", " blocks", " all"};
   if (mask.shape == MaskShape::kNone) return "";
@@ -371,6 +371,10 @@ Attributes attributes(const Case& spec, std::uint64_t seed) {
           .dropout = {.probability = spec.dropout, .seed = seed}};
 }
 
+bool has_empty_extent(const Case& s) {
+  return s.batch * s.q_heads * s.q_len * s.kv_len * s.qk_dim * s.v_dim == 0;
+}
+
 MaskExtents mask_extents(const Case& spec) {
   switch (spec.mask.shape) {
     case MaskShape::kFull:
@@ -381,6 +385,8 @@ MaskExtents mask_extents(const Case& spec) {
       return {1, 1, spec.q_len, spec.kv_len};
     case MaskShape::kKeys:
       return {spec.batch, 1, 1, spec.kv_len};
+    case MaskShape::kRows:
+      return {spec.batch, 1, spec.q_len, 1};
     default:
       return {};
   }

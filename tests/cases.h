@@ -22,6 +22,7 @@ enum class MaskShape : std::uint8_t {
   kPerHead,  ///< [batch, q_heads, q_len, kv_len]
   kMatrix,   ///< [q_len, kv_len]
   kKeys,     ///< [batch, 1, 1, kv_len]: key padding
+  kRows,     ///< [batch, 1, q_len, 1]
 };
 
 /// What a mask hides. A bool mask says false there, an additive one has -infinity; elsewhere they
@@ -32,7 +33,7 @@ enum class MaskPattern : std::uint8_t {
   kEmptyRow,   ///< all keys of the first query
   kEmptyRows,  ///< all keys of every third query
   kTail,       ///< the last third of the keys, for every query: padding
-  kBlocks,     ///< squares of 32 by 32 in turn: hidden, mixed, visible
+  kBlocks,     ///< squares of 32 by 32 in turn: hidden, mixed, visible; heads start in turn
   kAll,        ///< everything
 };
 
@@ -87,6 +88,9 @@ std::span<const std::string_view> suite_names();
 
 /// "bf16 B1 H8/2 L128x256 D64 causal mask(bool keys) dropout=0.1": the fields as one line.
 std::string describe(const Case& spec);
+
+/// Whether a dimension is 0: the door keeps such a case from back ends.
+bool has_empty_extent(const Case& spec);
 
 /// The scale, causality, window, soft cap and dropout of a case; `seed` is that of dropout.
 Attributes attributes(const Case& spec, std::uint64_t seed);

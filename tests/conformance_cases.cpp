@@ -78,7 +78,7 @@ void add_lengths(Table& table) {
 
 /// Every head dimension, and values wider and narrower than keys.
 void add_dims(Table& table) {
-  constexpr std::array<std::pair<std::int64_t, std::int64_t>, 12> unequal{{{64, 128},
+  constexpr std::array<std::pair<std::int64_t, std::int64_t>, 13> unequal{{{64, 128},
                                                                            {128, 64},
                                                                            {192, 128},
                                                                            {40, 72},
@@ -89,7 +89,8 @@ void add_dims(Table& table) {
                                                                            {96, 80},
                                                                            {7, 40},
                                                                            {256, 192},
-                                                                           {17, 33}}};
+                                                                           {17, 33},
+                                                                           {36, 20}}};
   const auto add = [&](std::int64_t qk_dim, std::int64_t v_dim) {
     for (DType dtype : kDTypes)
       for (Causal causal : {Causal::kNone, Causal::kUpperLeft}) {
@@ -133,9 +134,9 @@ void add_features(Table& table) {
 
 /// Every shape, dtype and pattern of masks; also masks that leave a tile alone or hide all of it.
 void add_masks(Table& table) {
-  constexpr std::array patterns{MaskPattern::kRandom,    MaskPattern::kEmptyRow,
-                                MaskPattern::kEmptyRows, MaskPattern::kTail,
-                                MaskPattern::kBlocks,    MaskPattern::kAll};
+  constexpr std::array patterns{
+      MaskPattern::kRandom, MaskPattern::kEmptyRow, MaskPattern::kEmptyRows, MaskPattern::kTail,
+      MaskPattern::kBlocks, MaskPattern::kAll,      MaskPattern::kSoft};
   std::size_t n = 0;
   for (MaskShape shape :
        {MaskShape::kFull, MaskShape::kPerHead, MaskShape::kMatrix, MaskShape::kKeys})
@@ -155,6 +156,12 @@ void add_masks(Table& table) {
     spec.mask = {MaskShape::kMatrix, kBool, MaskPattern::kBlocks};
     table.add(spec);
     spec.mask = {MaskShape::kPerHead, dtype, MaskPattern::kSoft};
+    table.add(spec);
+    spec = square_heads(dtype, 37, 70, 16);
+    spec.batch = 2;
+    spec.mask = {MaskShape::kRows, dtype, MaskPattern::kSoft};
+    table.add(spec);
+    spec.mask = {MaskShape::kRows, kBool, MaskPattern::kEmptyRows};
     table.add(spec);
   }
 }
@@ -222,8 +229,18 @@ void add_decode(Table& table) {
 
 /// Windows that are closed, open on a side, wider than everything, and that hide whole rows.
 void add_windows(Table& table) {
-  constexpr std::array<Window, 9> windows{
-      {{0, 0}, {-1, 0}, {3, -1}, {0, 5}, {500, 500}, {5, 2}, {31, 32}, {64, 0}, {0, -1}}};
+  constexpr std::array<Window, 12> windows{{{0, 0},
+                                            {-1, 0},
+                                            {3, -1},
+                                            {0, 5},
+                                            {500, 500},
+                                            {5, 2},
+                                            {31, 32},
+                                            {64, 0},
+                                            {0, -1},
+                                            {6, -1},
+                                            {-1, 6},
+                                            {9, 3}}};
   std::size_t n = 0;
   for (const Window& window : windows)
     for (Causal causal : kCausalities)

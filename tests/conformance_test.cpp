@@ -31,10 +31,6 @@ void note(const Engine& engine, const Case& spec) {
   std::strncpy(running, text.c_str(), sizeof running - 1);
 }
 
-bool has_empty_extent(const Case& spec) {
-  return spec.batch * spec.q_heads * spec.q_len * spec.kv_len * spec.qk_dim * spec.v_dim == 0;
-}
-
 class Conformance : public testing::Test {
  protected:
   static void SetUpTestSuite() {

@@ -18,10 +18,6 @@ namespace {
 
 using cpu::InstructionSet;
 
-bool has_empty_extent(const Case& spec) {
-  return spec.batch * spec.q_heads * spec.q_len * spec.kv_len * spec.qk_dim * spec.v_dim == 0;
-}
-
 std::string label(const char* first, std::int64_t a, const char* second, std::int64_t b) {
   std::ostringstream text;
   text << first << a << second << b;

@@ -27,14 +27,6 @@ Case padded(MaskSpec mask) {
           .mask = mask};
 }
 
-/// Fills rows [first, last) of a tensor.
-void poison_rows(const TensorView& view, std::int64_t first, std::int64_t last, double value) {
-  for (std::int64_t b = 0; b < view.shape[0]; ++b)
-    for (std::int64_t h = 0; h < view.shape[1]; ++h)
-      for (std::int64_t r = first; r < last; ++r)
-        for (std::int64_t c = 0; c < view.shape[3]; ++c) write(view, b, h, r, c, value);
-}
-
 /// Both passes of every engine agree with the oracle, NaN included.
 void expect_conforming(CaseData& data) {
   SCOPED_TRACE(describe(data.spec));
@@ -71,8 +63,8 @@ TEST(Isolation, HiddenKeysContributeNothing) {
       for (double poison : {kNaN, kInfinity}) {
         spec.dtype = dtype;
         CaseData data(spec, 3);
-        poison_rows(data.key.view(), 100, 150, poison);
-        poison_rows(data.value.view(), 100, 150, poison);
+        fill_rows(data.key.view(), 100, 150, poison);
+        fill_rows(data.value.view(), 100, 150, poison);
         expect_conforming(data);
       }
 }
@@ -82,8 +74,8 @@ TEST(Isolation, AFullyHiddenHeadIsZeroWhateverItHolds) {
     Case spec = padded({MaskShape::kMatrix, DType::kBool, MaskPattern::kAll});
     spec.q_len = q_len;
     CaseData data(spec, 3);
-    poison_rows(data.key.view(), 0, 150, kNaN);
-    poison_rows(data.value.view(), 0, 150, kNaN);
+    fill_rows(data.key.view(), 0, 150, kNaN);
+    fill_rows(data.value.view(), 0, 150, kNaN);
     expect_conforming(data);
   }
 }
@@ -108,7 +100,7 @@ TEST(Isolation, QueriesDoNotAffectEachOther) {
     spec.causal = causal;
     CaseData data(spec, 3);
     const Expected clean = expected(data);
-    poison_rows(data.query.view(), kRow, kRow + 1, kNaN);
+    fill_rows(data.query.view(), kRow, kRow + 1, kNaN);
     for (const Engine& engine : engines()) {
       const Forced forced(engine);
       data.reset_outputs();
@@ -127,7 +119,7 @@ TEST(Isolation, ANaNIsSeenByThoseWhoSeeIt) {
   spec.causal = Causal::kUpperLeft;
   for (Tensor CaseData::* input : {&CaseData::key, &CaseData::value}) {
     CaseData data(spec, 3);
-    poison_rows((data.*input).view(), 20, 21, kNaN);
+    fill_rows((data.*input).view(), 20, 21, kNaN);
     for (const Engine& engine : engines()) {
       const Forced forced(engine);
       data.reset_outputs();

@@ -265,7 +265,7 @@ void add_delta(Plan& plan, const Problem& s, const BackwardTensors& t, const Dev
   const Specialization spec = plain("delta_of_rows", s, groups_of(device), features);
   plan.dispatches.push_back(
       launch(spec, {.x = ceil_div(s.q_len, spec.groups), .y = s.q_heads, .z = s.batch},
-             {Role::kOut, Role::kGradOut, grad_lse, Role::kLse, Role::kDelta, Role::kParams}));
+             {Role::kOut, Role::kGradOut, grad_lse, Role::kDelta, Role::kParams}));
 }
 
 void add_grad_query(Plan& plan, const Problem& s, const DeviceInfo& device, int classes) {

@@ -19,7 +19,7 @@ void expect_counts(const Case& spec, const DeviceInfo& device, ForwardPlan forwa
   SCOPED_TRACE(cases::describe(spec) + " on " + device.name);
   cases::CaseData data(spec, 3);
   std::vector<Launched> launches;
-  const SimulatedMetal backend(device, {}, forward_plan, &launches);
+  const SimulatedMetal backend(device, {}, forward_plan, {.change = {}, .launched = &launches});
   backend.forward(data.problem, data.forward_tensors());
   backend.backward(data.problem, data.backward_tensors());
   for (const auto& [plan, dispatch, counters] : launches) {

@@ -125,7 +125,7 @@ sim::Size size_of(const Extent& extent) {
 std::string select_function(const std::string& host_name) {
   if (!sim::kernel_info(host_name).name.empty()) return host_name;
   const Specialization s = parse_host_name(host_name);
-  spec_values = {s.qk, s.v, s.chunks, s.tile, s.groups, s.features};
+  spec_values = {s.qk, s.v, s.chunks, s.tile, s.groups, s.features, spec_values.mutant};
   const std::string dtype = s.dtype == DType::kFloat16    ? "half"
                             : s.dtype == DType::kBFloat16 ? "bfloat"
                                                           : "float";
@@ -194,10 +194,11 @@ std::string SimulatedMetal::explain(const Problem& problem, Pass) const {
   return metal::to_string(forward_plan(problem, dense_forward(problem)));
 }
 
-void SimulatedMetal::run(const Plan& plan, const RoleMemories& memory) const {
+void SimulatedMetal::run(Plan plan, const RoleMemories& memory) const {
+  if (probe_.change) probe_.change(plan);
   const std::vector<sim::Counters> counters = run_plan(plan, memory, options_);
-  for (std::size_t n = 0; launched_ != nullptr && n < counters.size(); ++n)
-    launched_->push_back({plan, plan.dispatches[n], counters[n]});
+  for (std::size_t n = 0; probe_.launched != nullptr && n < counters.size(); ++n)
+    probe_.launched->push_back({plan, plan.dispatches[n], counters[n]});
 }
 
 void SimulatedMetal::forward(const Problem& problem, const ForwardTensors& tensors) const {

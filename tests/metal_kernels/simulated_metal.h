@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -38,16 +39,21 @@ struct Launched {
   sim::Counters counters;
 };
 
+/// What a test does between a plan and its launches.
+struct Probe {
+  std::function<void(Plan&)> change;          ///< applied to every plan, if there is one
+  std::vector<Launched>* launched = nullptr;  ///< gets every launch
+};
+
 /// A back end that plans as the one for Apple GPUs does and computes in the simulator.
 class SimulatedMetal : public Backend {
  public:
-  /// Launches are appended to `launched` if there is one.
   SimulatedMetal(DeviceInfo device, sim::Options options, ForwardPlan forward_plan,
-                 std::vector<Launched>* launched = nullptr)
+                 Probe probe = {})
       : device_(std::move(device)),
         options_(options),
         forward_plan_(forward_plan),
-        launched_(launched) {}
+        probe_(std::move(probe)) {}
 
   std::string_view name() const override { return "simulated metal"; }
 
@@ -65,12 +71,12 @@ class SimulatedMetal : public Backend {
 
  private:
   Plan forward_plan(const Problem& problem, const ForwardTensors& tensors) const;
-  void run(const Plan& plan, const RoleMemories& memory) const;
+  void run(Plan plan, const RoleMemories& memory) const;
 
   DeviceInfo device_;
   sim::Options options_;
   ForwardPlan forward_plan_;
-  std::vector<Launched>* launched_;
+  Probe probe_;
 };
 
 }  // namespace sdpa::metal

@@ -7,6 +7,7 @@ namespace sdpa {
 /// a launch; launches of the simulator never overlap.
 struct SpecValues {
   int qk, v, chunks, tile, groups, features;
+  int mutant;  ///< the mistake to make, of mutants/mutations.py; 0: none
 };
 
 extern SpecValues spec_values;

@@ -121,6 +121,7 @@ def make_mask(case: Case, generator: torch.Generator) -> torch.Tensor | None:
         "per_head": (case.batch, case.q_heads, case.q_len, case.kv_len),
         "matrix": (case.q_len, case.kv_len),
         "keys": (case.batch, 1, 1, case.kv_len),
+        "rows": (case.batch, 1, case.q_len, 1),
     }[case.mask.kind]
     additive = case.mask.dtype != "bool"
     visible = _visible(shape, case.mask.pattern, additive, generator)

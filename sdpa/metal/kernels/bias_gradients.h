@@ -111,7 +111,8 @@ template <typename S>
   for (long batch = 0; batch < p.batch; ++batch)
     for (long row = lane; row < p.q_len; row += kFlashLanes) {
       const float row_lse = lse[offset(p.lse, batch, head, row)];
-      const float probability = row_lse == -INFINITY ? 0.0f : exp2(sink - row_lse * kLog2OfE);
+      if (row_lse == -INFINITY) continue;  // saw nothing, not even the sink
+      const float probability = exp2(sink - row_lse * kLog2OfE);
       sum -= probability * delta[(batch * p.q_heads + head) * p.q_len + row];
     }
   sum = simd_sum(sum);

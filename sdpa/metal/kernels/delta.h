@@ -12,14 +12,12 @@
 
 namespace sdpa {
 
-/// What is stored for a row: 0 for one that saw nothing.
+/// Stores the delta of a row. That of a row which saw nothing has no meaning and no reader.
 template <typename S>
 METAL_FUNC void store_delta(device float* delta, const device float* grad_lse,
-                            const device float* lse, constant AttentionParams& p, Pair row,
-                            float sum) {
+                            constant AttentionParams& p, Pair row, float sum) {
   if (S::has(kGradLse)) sum -= grad_lse[offset(p.grad_lse, row.batch, row.head, row.query)];
-  const bool saw_nothing = lse[offset(p.lse, row.batch, row.head, row.query)] == -INFINITY;
-  delta[(row.batch * p.q_heads + row.head) * p.q_len + row.query] = saw_nothing ? 0.0f : sum;
+  delta[(row.batch * p.q_heads + row.head) * p.q_len + row.query] = sum;
 }
 
 /// From the output. Grid (ceil(q_len / groups), q_heads, batch); a SIMD group a row.
@@ -27,9 +25,8 @@ template <typename S>
 [[kernel]] void delta_of_rows(const device typename S::Element* out [[buffer(0)]],
                               const device typename S::Element* grad_out [[buffer(1)]],
                               const device float* grad_lse [[buffer(2)]],
-                              const device float* lse [[buffer(3)]],
-                              device float* delta [[buffer(4)]],
-                              constant AttentionParams& p [[buffer(5)]],
+                              device float* delta [[buffer(3)]],
+                              constant AttentionParams& p [[buffer(4)]],
                               uint3 group [[threadgroup_position_in_grid]],
                               uint simd_group [[simdgroup_index_in_threadgroup]],
                               uint lane [[thread_index_in_simdgroup]]) {
@@ -44,7 +41,7 @@ template <typename S>
   float sum = 0;
   for (int d = int(lane); d < p.v_dim; d += kFlashLanes) sum += float(o[d]) * float(go[d]);
   sum = simd_sum(sum);
-  if (lane == 0) store_delta<S>(delta, grad_lse, lse, p, row, sum);
+  if (lane == 0) store_delta<S>(delta, grad_lse, p, row, sum);
 }
 
 /// From the probabilities. Grid (tiles of queries, q_heads, batch); a SIMD group 8 queries.
@@ -92,8 +89,7 @@ template <typename S>
     for (int j = 0; j < S::tile(); ++j) sum += products[j].x + products[j].y;
   }
   sum = sum_of_row(sum);
-  if (rows.is_mine && at.column == 0)
-    store_delta<S>(delta, grad_lse, lse, p, pair_of(rows, 0), sum);
+  if (rows.is_mine && at.column == 0) store_delta<S>(delta, grad_lse, p, pair_of(rows, 0), sum);
 }
 
 }  // namespace sdpa
