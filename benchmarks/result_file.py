@@ -45,14 +45,16 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def means(rows: Iterable[Row]) -> list[Row]:
-    """The weighted geometric mean of the ratio over the realistic suite, by pass and threads."""
-    groups: dict[tuple[str, int], list[Row]] = {}
+    """The weighted geometric mean of the ratio over the realistic suite, by pass, threads and
+    back end."""
+    names = ("which", "threads", "backend")
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["suite"] == "realistic":
-            groups.setdefault((row["which"], row["threads"]), []).append(row)
+            groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return [
-        {"which": which, "threads": threads, "cases": len(group), "ratio": _mean(group)}
-        for (which, threads), group in groups.items()
+        {**dict(zip(names, key, strict=True)), "cases": len(group), "ratio": _mean(group)}
+        for key, group in groups.items()
     ]
 
 
@@ -71,7 +73,10 @@ def write(path: Path, document: Row) -> None:
 def cells(row: Row) -> tuple[str, ...]:
     """A row in the order of _HEADINGS."""
     ratio, ours, share = row["ratio"], row["ours_ms"], row["share"]
-    name = row["case"] + (" (avx2)" if row["instruction_set"] == "avx2" else "")
+    marks = [row["backend"]] * (row["backend"] != "cpu") + ["avx2"] * (
+        row["instruction_set"] == "avx2"
+    )
+    name = row["case"] + (f" ({', '.join(marks)})" if marks else "")
     return (
         name,
         row["which"],
@@ -134,7 +139,8 @@ def summary(document: Row) -> list[str]:
     for mean in document["means"]:
         ratio = mean["ratio"]
         lines.append(
-            f"Realistic suite, {mean['which']}, {mean['threads']} threads, {mean['cases']} cases: "
+            f"Realistic suite, {mean['which']}, {mean['threads']} threads, back end "
+            f"{mean['backend']}, {mean['cases']} cases: "
             f"weighted geometric mean {ratio['value']:.2f} "
             f"[{ratio['low']:.2f}, {ratio['high']:.2f}] times torch."
         )

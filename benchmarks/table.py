@@ -4,6 +4,7 @@
     python benchmarks/table.py                                  the whole table
     python benchmarks/table.py --case causal --threads 1        a look; writes nothing
     python benchmarks/table.py --suite realistic --write        a part, added to today's file
+    python benchmarks/table.py --backend auto --suite short     is the choice ever the slower one?
 
 Every row is a ratio of interleaved pairs and a share of a peak measured just before it.
 """
@@ -28,6 +29,7 @@ from mps_sdpa.harness.cases import Case
 from mps_sdpa.harness.data import make_inputs
 from mps_sdpa.harness.memory import peak_bytes
 
+SUITES = ["speed", "realistic", "models", "short"]
 RESULTS = Path(__file__).parent / "results"
 _LONG = Case("L32768", "", "float32", 1, 1, 1, 32768, 32768, 64, 64, text="fp32 H1 D64 L32768")
 _SMALLEST = "fp32 H1 D8 L4"
@@ -40,7 +42,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--case", action="append", help="only cases whose name contains this")
     parser.add_argument("--limit", type=int, help="only the first so many cases")
-    parser.add_argument("--suite", choices=["speed", "realistic", "both"], default="both")
+    parser.add_argument("--suite", action="append", choices=SUITES, help="default: the first two")
     parser.add_argument("--threads", help="thread counts, as 1,2; default: one and all")
     parser.add_argument(
         "--pass", dest="which", action="append", choices=measurement.PASSES, help="only this pass"
@@ -56,10 +58,10 @@ def parse() -> argparse.Namespace:
 
 def settings(case: Case, threads: int, backend: str) -> Iterator[Setting]:
     """The rows of a case: which passes, which peers, which kernels."""
-    passes = {"realistic": ["forward", "train"]}.get(case.suite, ["forward", "backward"])
+    passes = ["forward", "backward" if case.suite == "speed" else "train"]
     if case.name == _SMALLEST:
         passes = ["forward", "train"]
-    if case.q_len == 1:
+    if case.q_len == 1 and case.suite == "speed":
         passes = ["forward"]
     for which in passes:
         stock = "torch" if calls.expressible(case) else "composite"
@@ -76,8 +78,8 @@ def _has(instruction_set: str) -> bool:
 
 
 def chosen_rows(options: argparse.Namespace) -> list[tuple[Case, Setting]]:
-    """Realistic cases run on all threads; the others on every number asked for."""
-    names = ["speed", "realistic"] if options.suite == "both" else [options.suite]
+    """The cases of the suite "speed" run on every number of threads asked for, others on all."""
+    names = options.suite or SUITES[:2]
     every = [case for name in names for case in cases.suite(name)]
     wanted = [c for c in every if not options.case or any(part in c.name for part in options.case)]
     threads = [int(n) for n in options.threads.split(",")] if options.threads else _thread_counts()
@@ -126,9 +128,13 @@ def main() -> None:
     for case, setting in chosen_rows(options):
         rows.append(measurement.measure(case, setting, budget))
         print(result_file.line(rows[-1]), flush=True)
-    is_whole = not (options.case or options.limit or options.which or options.baseline)
+    parts = (options.case, options.limit, options.which, options.baseline, options.suite)
+    is_whole = not any(parts)
     memory = long_memory() if is_whole and not options.no_memory else []
     document = result_file.merge(path, machine, rows, memory)
+    if rows:
+        slowest = min(rows, key=lambda row: row["ratio"]["value"])
+        print(f"the least ratio: {result_file.line(slowest)}")
     for line in result_file.summary(document if is_whole else {**document, "memory": memory}):
         print(line)
     if is_whole or options.write:

@@ -79,7 +79,7 @@ def test_flex_attention_computes_the_same(
 def test_a_realistic_mean_weighs_its_cases() -> None:
     import result_file
 
-    row = {"suite": "realistic", "which": "forward", "threads": 2}
+    row = {"suite": "realistic", "which": "forward", "threads": 2, "backend": "cpu"}
     rows = [
         {**row, "ratios": [0.5] * 5, "weight": 3},
         {**row, "ratios": [1.0] * 5, "weight": 1},
