@@ -48,7 +48,8 @@ help: ## show this text
 # The wheel is built in build/python, which stays, so that only changed sources are compiled again.
 .venv/package: .venv/tools $(SOURCES)
 	@echo "Building and installing mps-sdpa ..."
-	$(PIP_INSTALL) --no-build-isolation --config-settings build-dir=build/python '.[report]'
+	$(PIP_INSTALL) --no-build-isolation --config-settings build-dir=build/python \
+	  --config-settings cmake.define.SDPA_WARNINGS_ARE_ERRORS=ON '.[report]'
 	@touch $@
 
 .venv/test-tools: .venv/tools
@@ -88,7 +89,8 @@ bench: .venv/package ## time us against torch and write benchmarks/results (ARGS
 	  --constraint benchmarks/peers-constraints.txt torch numpy onnx onnxruntime openvino \
 	  rich click psutil platformdirs
 	@.venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel \
-	  --config-settings build-dir=build/python .
+	  --config-settings build-dir=build/python \
+	  --config-settings cmake.define.SDPA_WARNINGS_ARE_ERRORS=ON .
 	@.venv-peers/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
 	@touch $@
 

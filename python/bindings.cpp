@@ -86,7 +86,8 @@ nb::object forward_saving(nb::handle ctx, nb::handle query, nb::handle key, nb::
                           nb::handle mask, nb::tuple call) {
   static PyObject* const kToSave = PyUnicode_InternFromString("to_save");
   static PyObject* const kCall = PyUnicode_InternFromString("call");
-  const auto& options = nb::cast<const Options&>(call[0]);
+  const nb::object first = call[0];
+  const auto& options = nb::cast<const Options&>(first);
   ForwardTensors t = inputs_of(query, key, value, mask, nb::none());
   if (t.query.device != sdpa::Device::kCpu) return nb::none();
   nb::object out = allocate(t.out, order_of(t.query));
