@@ -28,7 +28,6 @@ namespace sdpa::metal {
 namespace {
 
 constexpr double kSide = 8, kLanes = 32;
-constexpr double kLanesOfCore = 128;
 constexpr double kMultiplyAdds = 512;  ///< of a matrix instruction
 constexpr double kMatrixShareOld = 0.86, kMatrixShare = 0.94;
 constexpr int kFamilyOfM3 = 9;
@@ -140,7 +139,7 @@ void count_splits(Work& work, const Specialization& s, const AttentionParams& p)
     const std::int64_t high = one_head ? last % p.q_len : p.q_len - 1;
     const Sides sides = query_side(p);
     const std::int64_t from = std::max<std::int64_t>(low - sides.before, 0);
-    const std::int64_t to = std::min(high + sides.after + 1, p.kv_len);
+    const std::int64_t to = std::min<std::int64_t>(high + sides.after + 1, p.kv_len);
     if (from < to) tiles += static_cast<double>(ceil_div(to, step) - from / step);
   }
   add_tiles(work, s, heads * tiles);
