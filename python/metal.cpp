@@ -16,6 +16,7 @@
 #include "sdpa/metal/backend.h"
 #include "sdpa/metal/recorder.h"
 #include "sdpa/metal/roles.h"
+#include "sdpa/metal/roofline.h"
 #include "sdpa/registry.h"
 
 namespace mps_sdpa {
@@ -28,6 +29,7 @@ using sdpa::TensorView;
 using sdpa::metal::DeviceInfo;
 using sdpa::metal::Dispatch;
 using sdpa::metal::Extent;
+using sdpa::metal::Plan;
 using sdpa::metal::Recorded;
 using sdpa::metal::Recorder;
 using sdpa::metal::Role;
@@ -193,6 +195,22 @@ nb::tuple metal_explain(nb::tuple inputs, const Options& options, const std::str
   return nb::make_tuple(sdpa::to_string(problem), plan, lasting(std::move(choice)));
 }
 
+/// What a plan depends on for a chip by its name.
+DeviceInfo chip_named(const std::string& name) {
+  return sdpa::metal::device_of(sdpa::metal::chip_named(name));
+}
+
+/// The estimated time of a call on a chip, for people.
+std::string estimate_of(nb::tuple inputs, const Options& options, const std::string& pass_name,
+                        const std::string& chip_name) {
+  const auto kernels = options.request.backend == "metal_proto" ? sdpa::metal::KernelSet::kProto
+                                                                : sdpa::metal::KernelSet::kFlash;
+  const sdpa::Problem problem = sdpa::make_problem(inputs_on_gpu(inputs), options.attributes);
+  const Plan plan =
+      sdpa::metal::describe_plan(kernels, problem, pass_named(pass_name), chip_named(chip_name));
+  return sdpa::metal::explain_estimate(problem, plan, sdpa::metal::chip_named(chip_name));
+}
+
 nb::list role_names() {
   nb::list names;
   for (std::size_t role = 0; role < sdpa::metal::kRoles; ++role)
@@ -222,6 +240,8 @@ void bind_metal(nb::module_& m) {
            arg("against").none() = nb::none())
       .def_ro("against", &Launcher::against);
   m.attr("metal_roles") = role_names();
+  m.def("metal_chip", &chip_named, arg("name"));
+  m.def("metal_estimate", &estimate_of, arg("inputs"), arg("options"), arg("pass_"), arg("chip"));
   m.def("metal_device", &system_device);
   m.def("metal_source", &sdpa::metal::source_of, arg("kernel"));
   m.def("metal_explain", &metal_explain, arg("inputs"), arg("options"), arg("pass_"),

@@ -77,8 +77,7 @@ def _pair(text: str) -> tuple[int, int]:
 @click.option("--train", is_flag=True, help="Explain the backward pass.")
 @click.option(
     "--chip",
-    type=click.Choice(["M1", "M2", "M3", "M4", "M5"]),
-    help="Plan for the Metal kernels of this chip, which need not be here.",
+    help="Plan for the Metal kernels of this chip, m1 to m5-max, which need not be here.",
 )
 @shared.json_option
 def explain(shape: tuple[int, ...], as_json: bool, chip: str | None, **flags: Any) -> None:
@@ -131,7 +130,10 @@ def _explain_shape(
     if chip is not None or _is_absent_metal(backend):
         settings = attention_settings(aligned, window, softcap, dropout, None, 0, backend)
         pass_ = "backward" if train else "forward"
-        return explanation.explain_on_chip(chip or "M4", *tensors, masks[mask], settings, pass_)
+        try:
+            return explanation.explain_on_chip(chip or "M4", *tensors, masks[mask], settings, pass_)
+        except RuntimeError as error:  # an unknown chip
+            raise click.UsageError(str(error)) from None
     return explanation.explain(
         *tensors,
         mask=masks[mask],
@@ -168,6 +170,8 @@ def _show_explanation(found: dict[str, Any]) -> None:
     table.add_row("why", found["why"])
     if found["plan"]:
         table.add_row("plan", found["plan"])
+    if found.get("estimate"):
+        table.add_row("estimate", found["estimate"].rstrip())
     table.add_row("calibration", found["calibration"])
     for name, reason in found["rejected"].items():
         table.add_row(f"not {name}", reason)

@@ -15,12 +15,9 @@ from mps_sdpa.calibration import calibration_summary
 from mps_sdpa.engine import options_for
 from mps_sdpa.settings import Settings
 
-__all__ = ["CHIPS", "HOW_TO_CHANGE", "explain", "explain_on_chip"]
+__all__ = ["HOW_TO_CHANGE", "explain", "explain_on_chip"]
 
 HOW_TO_CHANGE = "backend=NAME, set_default_backend(NAME) or MPS_SDPA_BACKEND=NAME"
-
-#: Apple's chips in their smallest form: the GPU's family and cores.
-CHIPS = {"M1": (7, 8), "M2": (8, 10), "M3": (9, 10), "M4": (9, 10), "M5": (10, 10)}
 
 #: The line of a plan that begins a launch.
 _KERNEL = re.compile(r"^(\S+): grid ", re.MULTILINE)
@@ -86,7 +83,8 @@ def explain_on_chip(
     chip: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings, pass_: str
 ) -> dict[str, Any]:
     """What the Metal back end would do on an Apple chip, which need not be here: the choice, the
-    launches, and the source of each kernel under `source`. The tensors lend their shapes only."""
+    launches, an estimate of their time, and the source of each kernel under `source`. The tensors
+    lend their shapes only."""
     options = _core.Options(
         scale=settings.scale,
         causal=int(settings.causal),
@@ -95,8 +93,7 @@ def explain_on_chip(
         dropout=settings.dropout,
         backend=settings.backend,
     )
-    family, cores = CHIPS[chip]
-    launcher = _core.MetalLauncher(_core.MetalDevice(chip.lower(), family, cores))
+    launcher = _core.MetalLauncher(_core.metal_chip(chip))
     inputs = (q, k, v, mask, None)
     problem, plan, choice = _core.metal_explain(inputs, options, pass_, launcher)
     return {
@@ -108,5 +105,6 @@ def explain_on_chip(
         "calibration": f"None: a plan for an {chip}, made without one.",
         "rejected": dict(choice.rejected),
         "chip": chip,
+        "estimate": _core.metal_estimate(inputs, options, pass_, chip) if plan else "",
         "source": {kernel: _core.metal_source(kernel) for kernel in _KERNEL.findall(plan)},
     }
