@@ -29,7 +29,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
   $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cpp test-python bench bench-peers bench-cpp lint asan tsan macos clean
+.PHONY: help install demo test test-cpp test-python bench bench-peers bench-cpp bench-mps lint asan tsan macos clean
 .DELETE_ON_ERROR:
 
 help: ## show this text
@@ -102,6 +102,9 @@ bench: .venv/package ## time us against torch and write benchmarks/results (ARGS
 
 bench-peers: .venv-peers/package ## time us against ONNX Runtime, OpenVINO and flex_attention
 	@.venv-peers/bin/python benchmarks/peers.py $(ARGS)
+
+bench-mps: .venv/package ## on a Mac: check and time the GPU back ends, and write one file to send back
+	@.venv/bin/python benchmarks/mac.py $(ARGS)
 
 bench-cpp: .venv/tools ## time the C++ kernels alone (ARGS="--benchmark_filter=forward/fp32 --threads=1")
 	@.ci/system-packages bench

@@ -20,6 +20,7 @@
 #include "sdpa/attention.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/peak.h"
+#include "sdpa/metal/message_report.h"
 #include "sdpa/registry.h"
 #include "sdpa/threads.h"
 #include "tensors.h"
@@ -184,6 +185,14 @@ nb::dict measure_peaks() {
   return found;
 }
 
+/// What report_messages() finds: (why nothing was compared, macOS, messages declared, differences).
+nb::tuple apple_messages() {
+  const sdpa::apple::MessageReport report = sdpa::apple::report_messages();
+  nb::list differences;
+  for (const std::string& sentence : report.differences) differences.append(sentence);
+  return nb::make_tuple(report.reason, report.macos, report.declared, differences);
+}
+
 /// User mistakes are RuntimeErrors, as those of torch's own function are.
 void translate_exception(const std::exception_ptr& pointer, void*) {
   try {
@@ -218,6 +227,7 @@ NB_MODULE(_core, m) {
   m.def("explain", &explain, arg("query"), arg("key"), arg("value"), arg("mask").none(),
         arg("sinks").none(), arg("options"), arg("pass_") = "forward", arg("device") = "cpu");
   m.def("backends", &list_backends);
+  m.def("apple_messages", &apple_messages);
   m.def("instruction_sets", &list_instruction_sets);
   m.def("instruction_set", [] { return sdpa::cpu::instruction_set().name; });
   m.def("set_instruction_set", &sdpa::cpu::set_instruction_set, arg("name"));

@@ -24,11 +24,14 @@ Examples:
 @click.command("self-test", short_help="is this installation right?")
 @shared.device_option
 @shared.json_option
-def self_test(device: str, as_json: bool) -> int:
+@click.option("--out", type=shared.writable_file(".json"), help="Write everything to this file.")
+def self_test(device: str, as_json: bool, out: Path | None) -> int:
     """Checks every dtype against double precision, forward and backward, and times one call."""
     from mps_sdpa.harness import self_check
 
     found = self_check.run(device)
+    if out is not None:
+        out.write_text(json.dumps(shared.finite(found), indent=1, default=str), encoding="utf-8")
     if shared.for_people(as_json):
         _show_self_test(found)
     else:
@@ -43,6 +46,8 @@ def _show_self_test(found: dict[str, Any]) -> None:
         f"mps-sdpa {env['mps_sdpa']}"
     )
     console.print(f"back ends: {', '.join(found['available_backends'])}")
+    for difference in found["messages"].get("differences", []):
+        console.print(f"[yellow]unlike this Mac[/]: {difference}", soft_wrap=True)
     table = Table("dtype", "largest error", "with gradients", "allowed", "")
     for name, check in found["correctness"].items():
         mark = "[green]pass[/]" if check["pass"] else "[red]FAIL[/]"

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "sdpa/metal/foundation.h"
+#include "sdpa/metal/message_report.h"
 #include "tests/apple_fake/host_kernels.h"
 #include "tests/apple_fake/mac.h"
 
@@ -71,6 +72,18 @@ TEST_F(OnFakeMac, AnswersEveryDeclaredMessage) {
         << title(message) << " is declared, but the fake does not answer it";
   }
   EXPECT_TRUE(compare_messages(mac_.runtime, 15).empty());
+}
+
+TEST_F(OnFakeMac, ReportsHowTheSystemDiffers) {
+  const MessageReport report = report_messages();
+  EXPECT_EQ(report.reason, "");
+  EXPECT_EQ(report.macos, 15);
+  EXPECT_EQ(report.declared, std::size(kMessages));
+  EXPECT_EQ(report.differences, std::vector<std::string>());
+}
+
+TEST(MessageReport, SaysWhyNothingWasCompared) {
+  EXPECT_EQ(report_messages().reason, "There is no Objective-C runtime on this system.");
 }
 
 TEST_F(OnFakeMac, StringsAndErrorsComeBack) {

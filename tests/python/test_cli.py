@@ -167,6 +167,33 @@ def test_no_colour_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> No
     assert shown.get() == "fail\n"
 
 
+def test_explain_estimates_the_time_on_a_chip(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("explain", "--backend", "metal", "--shape", "1,8,1024,1024,64", "--dtype", "bf16")
+    for chip in ("m4", "M1", "m3-max"):
+        code, found = call_json(capsys, *words, "--chip", chip, "--train", "--json")
+        assert code == 0
+        assert found["problem"] == "bfloat16 B1 H8 L1024 D64"
+        assert "grad_key_value_bfloat_q8_v8" in found["plan"]
+        assert "estimate" in found["estimate"]
+    code, out, _ = call(capsys, *words)
+    assert code == 0
+    assert "estimate" in out
+    code, _, error = call(capsys, *words, "--chip", "m0")
+    assert code == 2
+    assert "m0" in error and "m4" in error
+
+
+def test_self_test_writes_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "self.json"
+    code, _ = call_json(capsys, "self-test", "--device", "cpu", "--out", out)
+    assert code == 0
+    found = json.loads(out.read_text())
+    assert found["status"] == "pass"
+    assert found["messages"]["not_compared"].startswith("There is no Objective-C runtime")
+    assert "metal" in found["unavailable"]
+    assert found["gpu"] is None
+
+
 def test_demo_trains_both_alike(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

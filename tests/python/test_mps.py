@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import struct
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -318,6 +320,22 @@ def test_without_compile_shader(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "has no torch.mps.compile_shader" in (mps.reason_against() or "")
         with pytest.raises(RuntimeError, match="back end 'metal' is not available: torch"):
             sdpa_opt(*[rand(1, 2, 9, 16)] * 3, backend="metal")
+
+
+def test_what_a_mac_sends_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import mac
+
+    monkeypatch.setattr(mac, "time", lambda *_, **__: {"rows": []})
+    with apple_gpu():
+        found = mac.collect("cpu", ["metal"], checked=12, timed=1)
+    checked = found["back_ends"]["metal"]["correctness"]
+    assert checked["n"] > 6
+    assert checked["n_pass"] == checked["n"], checked["failed"]
+    assert found["self_test"]["status"] == "pass"
+    assert found["self_test"]["benchmark"]["auto_backend"] == "metal"
+    monkeypatch.setattr(sys, "argv", ["mac.py"])
+    assert mac.main() == 2
 
 
 def test_here_there_is_no_gpu() -> None:

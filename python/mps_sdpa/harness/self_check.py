@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import mps_sdpa
+from mps_sdpa import _core
 from mps_sdpa.harness import calls
 from mps_sdpa.harness.cases import SHORT_NAMES, Case
 from mps_sdpa.harness.correctness import check
@@ -31,11 +32,30 @@ def run(device: str) -> dict[str, Any]:
     return {
         "env": {**describe_machine(), "device": device},
         "available_backends": mps_sdpa.available_backends(),
+        "unavailable": mps_sdpa.backend_status(device=device)["unavailable"],
+        "gpu": gpu(),
+        "messages": messages(),
         "correctness": checks,
         "benchmark": _time(device),
         "status": "pass" if passed else "fail",
         "elapsed_s": time.perf_counter() - start,
     }
+
+
+def gpu() -> dict[str, Any] | None:
+    """The Apple GPU as plans see it; None where there is none."""
+    device, _ = _core.metal_device()
+    if device is None:
+        return None
+    return {"name": device.name, "family": device.family, "cores": device.cores}
+
+
+def messages() -> dict[str, Any]:
+    """How a Mac's own methods differ from the messages that the library declares."""
+    reason, macos, declared, differences = _core.apple_messages()
+    if reason:
+        return {"not_compared": reason}
+    return {"macos": macos, "declared": declared, "differences": differences}
 
 
 def _case(dtype: str, heads: int, length: int) -> Case:
