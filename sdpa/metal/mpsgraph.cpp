@@ -69,7 +69,7 @@ using Tensor = Handle<MPSGraphTensor>;
 class Translation {
  public:
   explicit Translation(const Graph& graph)
-      : graph_(graph), object_(send<Ref<MPSGraph>>(class_of<MPSGraph>(), "new"_sel)) {
+      : object_(send<Ref<MPSGraph>>(class_of<MPSGraph>(), "new"_sel)) {
     for (const Node& node : graph.nodes()) {
       const Tensor tensor = translate(node);
       if (!tensor) throw Error("MPSGraph gave no tensor for " + std::string(name(node.op)) + ".");
@@ -221,7 +221,6 @@ class Translation {
     return made;
   }
 
-  const Graph& graph_;
   const Ref<MPSGraph> object_;
   std::vector<Tensor> tensors_;
 };
