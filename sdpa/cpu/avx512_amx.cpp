@@ -12,7 +12,8 @@ struct Amx : Avx512 {
 };
 
 void forward(const Problem& problem, const ForwardTensors& tensors) {
-  if (problem.dtype == DType::kBFloat16 && AmxForward<Amx, AmxTiles>(problem, tensors).run())
+  if (problem.dtype == DType::kBFloat16 && !is_decode(problem, shape_of<Avx512>()) &&
+      AmxForward<Amx, AmxTiles>(problem, tensors).run())
     return;
   avx512_kernels().forward(problem, tensors);
 }

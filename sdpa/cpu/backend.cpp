@@ -2,6 +2,7 @@
 #include "sdpa/cpu/backend.h"
 
 #include "sdpa/cpu/backward.h"
+#include "sdpa/cpu/decode_plan.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/plan.h"
 #include "sdpa/reference.h"
@@ -58,6 +59,7 @@ class CpuBackend final : public Backend {
 
   std::string explain(const Problem& problem, Pass) const override {
     const InstructionSet& set = instruction_set();
+    if (is_decode(problem, set.kernels.shape)) return to_string(plan_decode(problem), set.name);
     return to_string(plan_forward(problem, set.kernels.shape), set.name);
   }
 

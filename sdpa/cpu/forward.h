@@ -26,6 +26,7 @@
 // not see it by 0 * NaN; a range that is partly masked or dropped and holds one goes through
 // accumulate_seen, which multiplies only what is seen.
 
+#include "sdpa/cpu/decode.h"
 #include "sdpa/cpu/forward_step.h"
 #include "sdpa/cpu/plan.h"
 #include "sdpa/cpu/scratch.h"
@@ -244,6 +245,7 @@ KernelShape shape_of() {
 
 template <class S>
 void forward(const Problem& problem, const ForwardTensors& tensors) {
+  if (is_decode(problem, shape_of<S>())) return decode<S>(problem, tensors);
   const ForwardPlan plan = plan_forward(problem, shape_of<S>());
   if (problem.dtype == DType::kFloat32)
     return forward_tasks<S, float, float>(problem, tensors, plan);

@@ -168,10 +168,10 @@ void transpose_bias(const Lanes& lanes, ScoreMask<S>& out) {
 }
 
 /// Surveys keys [key + begin, key + end), key a multiple of kKeyBlock: see the top of the file.
-/// Without a mask tensor pass an absent view.
+/// Additive values stay in `rows`. Without a mask tensor pass an absent view.
 template <class S>
-Coverage survey(const TensorView& mask, const Lanes& lanes, std::int64_t key, int begin, int end,
-                ScoreMask<S>& out) {
+Coverage survey_rows(const TensorView& mask, const Lanes& lanes, std::int64_t key, int begin,
+                     int end, ScoreMask<S>& out) {
   out.begin = begin;
   out.end = end;
   out.is_biased = false;
@@ -196,9 +196,17 @@ Coverage survey(const TensorView& mask, const Lanes& lanes, std::int64_t key, in
   out.begin = first - first % kPiece > begin ? first - first % kPiece : begin;
   const int whole = (last + kPiece - 1) / kPiece * kPiece;
   out.end = whole < end ? whole : end;
-  if (out.is_biased) transpose_bias<S>(lanes, out);
   if (missing == 0 && !out.is_biased) return Coverage::kFull;
   return Coverage::kPartial;
+}
+
+/// The same with additive values transposed into `bias`.
+template <class S>
+Coverage survey(const TensorView& mask, const Lanes& lanes, std::int64_t key, int begin, int end,
+                ScoreMask<S>& out) {
+  const Coverage coverage = survey_rows<S>(mask, lanes, key, begin, end, out);
+  if (coverage == Coverage::kPartial && out.is_biased) transpose_bias<S>(lanes, out);
+  return coverage;
 }
 
 /// Chooses what dropout keeps, for keys [key + begin, key + end).
@@ -213,7 +221,7 @@ void choose_kept(const Dropout& dropout, std::int64_t q_heads, const Lanes& lane
         static_cast<std::uint32_t>(lanes.batch * q_heads + lanes.head[lane] + dropout.first_head);
   }
   const auto threshold = S::broadcast_word(dropout.threshold());
-  for (int lane = 0; lane < kWidth; lane += S::kLanes)
+  for (int lane = 0; lane < lanes.count; lane += S::kLanes)
     for (int word = begin / 32; 32 * word < end; ++word) {
       auto kept = S::broadcast_word(0);
       const int last = end < 32 * (word + 1) ? end : 32 * (word + 1);
@@ -245,13 +253,16 @@ SDPA_INLINE Softcap make_softcap(const Problem& problem) {
           .inverse = static_cast<float>(1 / problem.softcap) * kLn2};
 }
 
+template <class S>
+SDPA_INLINE typename S::Vec cap_score(const Softcap& softcap, typename S::Vec score) {
+  return S::mul(S::broadcast(softcap.cap), tanh<S>(S::mul(score, S::broadcast(softcap.inverse))));
+}
+
 template <class S, int Rows, int Columns>
 SDPA_INLINE void apply_softcap(const Softcap& softcap, Tile<S, Rows, Columns>& tile) {
-  const auto cap = S::broadcast(softcap.cap), inverse = S::broadcast(softcap.inverse);
   unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      tile.v[i][j] = S::mul(cap, tanh<S>(S::mul(tile.v[i][j], inverse)));
-    });
+    unroll<Columns>([&](auto j)
+                        SDPA_INLINE_LAMBDA { tile.v[i][j] = cap_score<S>(softcap, tile.v[i][j]); });
   });
 }
 

@@ -26,4 +26,12 @@ char* thread_scratch(std::size_t bytes) {
   return memory.get();
 }
 
+CallMemory::CallMemory(std::int64_t count) {
+  if (count > 0)
+    floats_ = static_cast<float*>(
+        ::operator new(static_cast<std::size_t>(count) * sizeof(float), kAlignment));
+}
+
+CallMemory::~CallMemory() { ::operator delete(floats_, kAlignment); }
+
 }  // namespace sdpa::cpu

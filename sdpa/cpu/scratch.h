@@ -11,6 +11,20 @@ namespace sdpa::cpu {
 /// more time in the allocator than in the mathematics.
 char* thread_scratch(std::size_t bytes);
 
+/// Floats that all tasks of one call share, aligned to 64 bytes, uninitialized.
+class CallMemory {
+ public:
+  explicit CallMemory(std::int64_t count);
+  ~CallMemory();
+  CallMemory(const CallMemory&) = delete;
+  CallMemory& operator=(const CallMemory&) = delete;
+
+  float* floats() const { return floats_; }
+
+ private:
+  float* floats_ = nullptr;
+};
+
 /// Hands out aligned pieces of one buffer; without a buffer it only counts.
 struct Arena {
   char* base = nullptr;

@@ -180,6 +180,20 @@ struct Avx2 {
     unroll<kLanes>([&](auto i) SDPA_INLINE_LAMBDA { rows[i] = t[i]; });
   }
 
+  /// Lane i is the sum of rows[i]: pairs, quads, then halves, halving the vectors each time.
+  static SDPA_INLINE Vec sum_rows(Vec (&rows)[kLanes]) {
+    unroll<4>([&](auto i) SDPA_INLINE_LAMBDA {
+      rows[i] = add(_mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
+                    _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+    });
+    unroll<2>([&](auto i) SDPA_INLINE_LAMBDA {
+      rows[i] = add(_mm256_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0x44),
+                    _mm256_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0xee));
+    });
+    return add(_mm256_permute2f128_ps(rows[0], rows[1], 0x20),
+               _mm256_permute2f128_ps(rows[0], rows[1], 0x31));
+  }
+
  private:
   /// Rounds to nearest, ties to even; NaN stays NaN. The result is in the low halves.
   static SDPA_INLINE __m256i to_brain(Vec v) {

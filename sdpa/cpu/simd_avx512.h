@@ -184,7 +184,26 @@ struct Avx512 {
     });
   }
 
+  /// Lane i is the sum of rows[i]: pairs, quads, then quarters, halving the vectors each time.
+  static SDPA_INLINE Vec sum_rows(Vec (&rows)[kLanes]) {
+    unroll<8>([&](auto i) SDPA_INLINE_LAMBDA {
+      rows[i] = add(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
+                    _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+    });
+    unroll<4>([&](auto i) SDPA_INLINE_LAMBDA {
+      rows[i] = add(_mm512_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0x44),
+                    _mm512_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0xee));
+    });
+    unroll<2>([&](auto i)
+                  SDPA_INLINE_LAMBDA { rows[i] = add_quarters(rows[2 * i], rows[2 * i + 1]); });
+    return add_quarters(rows[0], rows[1]);
+  }
+
  private:
+  static SDPA_INLINE Vec add_quarters(Vec a, Vec b) {
+    return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+
   static SDPA_INLINE Vec widen(__m256i brain) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(brain), 16));
   }

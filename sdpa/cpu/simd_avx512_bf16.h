@@ -25,6 +25,13 @@ struct Avx512BFloat16 : Avx512 {
 
   static SDPA_INLINE Pairs load(const BFloat16Pair* from) { return {_mm512_loadu_si512(from)}; }
 
+  static SDPA_INLINE Pairs load_pairs(const BFloat16* from) { return {_mm512_loadu_si512(from)}; }
+
+  /// `count` elements, then zeros.
+  static SDPA_INLINE Pairs load_pairs_part(const BFloat16* from, int count) {
+    return {_mm512_maskz_loadu_epi16(_bzhi_u32(~0u, static_cast<unsigned>(count)), from)};
+  }
+
   static SDPA_INLINE void store(BFloat16Pair* to, Pairs pairs) {
     _mm512_storeu_si512(to, pairs.words);
   }

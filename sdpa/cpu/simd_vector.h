@@ -205,6 +205,12 @@ struct Vector4 {
     rows[3] = Vec{a[3], b[3], c[3], d[3]};
   }
 
+  /// Lane i is the sum of rows[i].
+  static SDPA_INLINE Vec sum_rows(Vec (&rows)[kLanes]) {
+    transpose(rows);
+    return (rows[0] + rows[1]) + (rows[2] + rows[3]);
+  }
+
  protected:
   static SDPA_INLINE Words choose(Mask mask, Words yes, Words no) {
     const Words m = reinterpret_cast<Words>(mask);
