@@ -259,16 +259,6 @@ struct DecodeTask {
     store(tile, out, out_stride());
   }
 
-  template <int Rows, int Vectors>
-  static SDPA_INLINE bool is_finite(const OutTile<S, Rows, Vectors>& tile) {
-    auto sum = S::zero();  // 0 * x is not zero where x is not finite
-    unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
-      unroll<Vectors>(
-          [&](auto j) SDPA_INLINE_LAMBDA { sum = S::multiply_add(tile.v[r][j], S::zero(), sum); });
-    });
-    return S::to_bits(S::is_finite(sum)) == (1u << S::kLanes) - 1u;
-  }
-
   /// One row, one key at a time, over columns [d, d + width): rare, and never fast.
   void add_seen(int row, int count, std::int64_t d, int width) {
     for (int r = row; r < row + count; ++r) {

@@ -65,10 +65,7 @@ struct ForwardStep {
       exponentiate_with_new_maximum();
       is_rescaled = block.is_started;
     }
-    if (is_spoiled())
-      accumulate_seen(is_rescaled);
-    else
-      accumulate(is_rescaled);
+    accumulate(is_rescaled);
     block.is_started = true;
   }
 
@@ -216,15 +213,19 @@ struct ForwardStep {
           multiply_columns(tile, keys.values + first * keys.value_stride + d, keys.value_stride,
                            context.probabilities + first * kWidth, kWidth,
                            words<Element>(end - begin));
+          if (may_be_spoiled() && !is_finite(tile) && is_spoiled())
+            return accumulate_seen(d, rows, is_rescaled);
           store(tile, block.out + d * kWidth, kWidth);
         });
   }
 
   bool is_dropping() const { return kRules == Rules::kAll && context.problem.dropout.is_active(); }
 
-  /// Whether some lane does not see some value that is not finite.
+  /// Whether some lane does not see some key.
+  bool may_be_spoiled() const { return coverage == Coverage::kPartial || is_dropping(); }
+
+  /// Whether some value of the range is not finite. Looked at only once a sum is not finite.
   bool is_spoiled() const {
-    if (coverage != Coverage::kPartial && !is_dropping()) return false;
     const auto& keys = context.keys;
     std::uint32_t finite = ~0u;
     for (std::int64_t key = begin / kElementsPerWord<Element>;
@@ -234,15 +235,15 @@ struct ForwardStep {
   }
 
   /// One lane, one key, one dimension at a time: rare, and never fast.
-  void accumulate_seen(bool is_rescaled) {
-    for (std::int64_t d = 0; d < context.problem.v_dim; ++d) {
+  void accumulate_seen(std::int64_t first, int count, bool is_rescaled) {
+    for (std::int64_t d = first; d < first + count; ++d) {
       ScoreTile<1> tile;
       load_out(d, is_rescaled, tile);
       store(tile, block.out + d * kWidth, kWidth);
     }
     for (int key = begin; key < end; ++key)
       for (int lane = 0; lane < block.lanes.count; ++lane)
-        if (is_seen(key, lane)) accumulate_key(key, lane);
+        if (is_seen(key, lane)) accumulate_key(key, lane, first, count);
   }
 
   bool is_seen(int key, int lane) const {
@@ -252,12 +253,12 @@ struct ForwardStep {
     return !is_dropping() || (context.mask->kept[key >> 5][lane] & bit) != 0;
   }
 
-  void accumulate_key(int key, int lane) {
+  void accumulate_key(int key, int lane, std::int64_t first, int count) {
     constexpr int kWords = kElementsPerWord<Element>;
     const int half = key % kWords;
     const float p = element_at(context.probabilities[key / kWords * kWidth + lane], half);
     const Element* values = context.keys.values + key / kWords * context.keys.value_stride;
-    for (std::int64_t d = 0; d < context.problem.v_dim; ++d)
+    for (std::int64_t d = first; d < first + count; ++d)
       block.out[d * kWidth + lane] += p * element_at(values[d], half);
   }
 };

@@ -48,6 +48,19 @@ SDPA_INLINE void store(const Tile<S, Rows, Columns>& tile, float* to, std::int64
   });
 }
 
+/// Whether all of a tile is finite: 0 * x is not zero where x is not.
+template <class S, int Rows, int Columns>
+SDPA_INLINE bool is_finite(const Tile<S, Rows, Columns>& tile) {
+  auto total = S::zero();
+  unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+    auto sum = S::zero();
+    unroll<Rows>([&](auto i)
+                     SDPA_INLINE_LAMBDA { sum = S::multiply_add(tile.v[i][j], S::zero(), sum); });
+    total = S::add(total, sum);
+  });
+  return S::to_bits(S::is_finite(total)) == (1u << S::kLanes) - 1u;
+}
+
 template <class S, int Rows, int Columns, typename Element>
 SDPA_INLINE void multiply_rows(Tile<S, Rows, Columns>& tile, const Element* rows,
                                std::int64_t row_stride, const Element* lanes,
