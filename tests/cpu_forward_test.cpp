@@ -8,6 +8,7 @@
 #include <limits>
 #include <sstream>
 
+#include "sdpa/cpu/decode_plan.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/reference.h"
 #include "sdpa/threads.h"
@@ -127,6 +128,58 @@ TEST(CpuForward, ValuesThatAreNotFiniteReachOnlyRowsThatSeeThem) {
     dropped.dropout = 0.5;
     expect_confined(dropped, poison);
   }
+}
+
+/// Few rows over many keys, with every feature that decode has to know.
+std::vector<Case> decode_cases() {
+  Case base{.q_heads = 4,
+            .kv_heads = 2,
+            .q_len = 1,
+            .kv_len = 700,
+            .qk_dim = 40,
+            .v_dim = 19,
+            .causal = Causal::kLowerRight};
+  Case many_rows = base, masked = base, biased = base, dropped = base, windowed = base;
+  many_rows.q_len = 3;
+  masked.mask = {.shape = MaskShape::kPerHead};
+  biased.mask = {MaskShape::kFull, DType::kFloat32, MaskPattern::kRandom};
+  biased.softcap = 3;
+  dropped.dropout = 0.4;
+  dropped.sinks = true;
+  windowed.q_len = 2;
+  windowed.window = {.left = 200, .right = -1};
+  return {base, many_rows, masked, biased, dropped, windowed};
+}
+
+TEST(CpuForward, FewQueriesOverManyKeys) {
+  for (Case spec : decode_cases())
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+      for (const Layout layout : {Layout::kContiguous, Layout::kColumnStride}) {
+        spec.dtype = dtype;
+        spec.layout = layout;
+        spec.name = describe(spec);
+        expect_oracle(spec);
+      }
+}
+
+TEST(CpuForward, FewQueriesKeepValuesThatAreNotFiniteToThoseThatSeeThem) {
+  for (Case spec : decode_cases()) {
+    spec.name = describe(spec);
+    for (const double poison : {kNaN, kInfinity}) expect_confined(spec, poison);
+  }
+}
+
+TEST(CpuForward, KeysOfFewQueriesAreSplitByTheShapeAlone) {
+  Problem problem{.batch = 1, .q_heads = 1, .kv_heads = 1, .q_len = 1, .kv_len = 32768};
+  const cpu::KernelShape shape{.block_lanes = 48};
+  ASSERT_TRUE(cpu::is_decode(problem, shape));
+  EXPECT_EQ(cpu::to_string(cpu::plan_decode(problem), "any"),
+            "any: decode, 1 row, keys in 128 parts of 256, 128 tasks");
+  problem.window.left = 300;
+  problem.causal = Causal::kLowerRight;
+  EXPECT_LE(cpu::plan_decode(problem).splits, 2);
+  problem.q_len = 64;
+  EXPECT_FALSE(cpu::is_decode(problem, shape));
 }
 
 TEST(CpuForward, ResultsDoNotDependOnThreads) {
