@@ -10,6 +10,7 @@
 #include <memory>
 #include <new>
 
+#include "sdpa/cpu/scratch.h"
 #include "sdpa/element.h"
 #include "sdpa/reference.h"
 #include "sdpa/threads.h"
@@ -24,6 +25,10 @@ struct FreeFloats {
 };
 
 using Floats = std::unique_ptr<float[], FreeFloats>;
+
+/// Scratch memory up to this size is kept by its thread from call to call: a small problem would
+/// spend more time on fresh pages than on its gradients. Larger ones are given back.
+constexpr std::int64_t kKeptFloats = std::int64_t{1} << 19;
 
 /// Memory for `count` floats on a cache line of its own, not initialized.
 Floats allocate(std::int64_t count) {
@@ -76,7 +81,7 @@ class Pass {
     if (plan_.query_slots > 1)
       head_query_floats_ = plan_.query_slots * s_.group() * s_.q_len * m.qk_stride;
     worker_floats_ = m.size + (plan_.is_split() ? 0 : head_key_floats_);
-    workers_ = allocate(thread_count() * worker_floats_);
+    if (worker_floats_ > kKeptFloats) workers_ = allocate(thread_count() * worker_floats_);
   }
 
   void run() {
@@ -102,7 +107,11 @@ class Pass {
       run_wave(first, std::min(plan_.heads_per_wave, heads - first));
   }
 
-  float* scratch(int worker) const { return workers_.get() + worker * worker_floats_; }
+  float* scratch(int worker) const {
+    if (workers_ != nullptr) return workers_.get() + worker * worker_floats_;
+    return reinterpret_cast<float*>(
+        thread_scratch(static_cast<std::size_t>(worker_floats_) * sizeof(float)));
+  }
 
   /// One task a head; dK and dV gather in the worker's own memory.
   void run_whole(std::int64_t head, int worker) const {
@@ -258,12 +267,12 @@ TensorRows head_rows(const TensorView& view, std::int64_t batch, std::int64_t he
 TensorRows group_rows(const TensorView& view, const Problem& s, std::int64_t batch,
                       std::int64_t kv_head, std::int64_t first, std::int64_t count) {
   TensorRows rows = no_rows(view, count);
-  for (int i = 0; i < rows.rows; ++i) {
-    const std::int64_t query = (first + i) / s.group();
-    const std::int64_t head = kv_head * s.group() + (first + i) % s.group();
+  RowCursor at(s.group(), first);
+  for (int i = 0; i < rows.rows; ++i, at.advance()) {
+    const std::int64_t head = kv_head * s.group() + at.head;
     rows.row[i] = static_cast<char*>(view.data) +
-                  size_bytes(view.dtype) *
-                      (batch * view.strides[0] + head * view.strides[1] + query * view.strides[2]);
+                  size_bytes(view.dtype) * (batch * view.strides[0] + head * view.strides[1] +
+                                            at.query * view.strides[2]);
   }
   return rows;
 }

@@ -392,9 +392,11 @@ class BackwardKernel {
   void zero_key_sums(std::int64_t last_block) {
     for (; zeroed_ < last_block; ++zeroed_) {
       const std::int64_t row = (zeroed_ - task_.part->first_block) * kKeyBlock;
-      for (std::int64_t i = 0; i < kKeyBlock * m_.qk_stride; i += S::kLanes)
+      const std::int64_t left = s_.kv_len - zeroed_ * kKeyBlock;
+      const std::int64_t keys = left < kKeyBlock ? left : kKeyBlock;
+      for (std::int64_t i = 0; i < keys * m_.qk_stride; i += S::kLanes)
         S::store(grad_key_sums(row) + i, S::zero());
-      for (std::int64_t i = 0; i < kKeyBlock * m_.v_stride; i += S::kLanes)
+      for (std::int64_t i = 0; i < keys * m_.v_stride; i += S::kLanes)
         S::store(grad_value_sums(row) + i, S::zero());
     }
   }

@@ -188,6 +188,7 @@ class BackwardUnit {
     TensorRows grad_lse{};
     if (t_.grad_lse.is_present()) grad_lse = rows_of(t_.grad_lse);
     has_nan_row_ = false;
+    stage_output_dots();
     for (int row = 0; row < lanes_; ++row) {
       const float value =
           row < rows_ ? *reinterpret_cast<const float*>(lse.row[row]) : kMinusInfinity;
@@ -196,27 +197,44 @@ class BackwardUnit {
       at(m_.lse)[row] = sees ? value * kLog2E : -kMinusInfinity;
       float& extra = at(m_.grad_lse)[row];
       extra = sees && grad_lse.rows > 0 ? *reinterpret_cast<const float*>(grad_lse.row[row]) : 0;
-      at(m_.delta)[row] = sees ? output_dot(row) - extra : 0;
+      at(m_.delta)[row] = sees ? at(m_.delta)[row] - extra : 0;
     }
   }
 
-  /// rowsum(dO O). An output of exactly 0 may come of keys that were all dropped, or of none.
-  float output_dot(int row) const {
+  /// rowsum(dO O) of all rows into `delta`: as many at a time as a vector has lanes, so that one
+  /// transposition adds up their lanes.
+  void stage_output_dots() {
+    if (!grad_out_.is_finite) {
+      for (int row = 0; row < rows_; ++row) at(m_.delta)[row] = visible_output_dot(row);
+      return;
+    }
+    for (int row = 0; row < lanes_; row += S::kLanes) {
+      V sums[S::kLanes];
+      for (int i = 0; i < S::kLanes; ++i) sums[i] = output_products(row + i);
+      S::transpose(sums);
+      V total = sums[0];
+      for (int i = 1; i < S::kLanes; ++i) total = S::add(total, sums[i]);
+      S::store(at(m_.delta) + row, total);
+    }
+  }
+
+  V output_products(int row) const {
+    const Element* grad_out = grad_out_.rows + row * grad_out_.row_stride;
+    const float* out = at(m_.out) + row * m_.v_stride;
+    V sums = S::zero();
+    for (std::int64_t d = 0; d < padded_columns(s_.v_dim); d += S::kLanes)
+      sums = S::multiply_add(Ops::load(grad_out, d), S::load(out + d), sums);
+    return sums;
+  }
+
+  /// An output of exactly 0 may come of keys that were all dropped, or of none.
+  float visible_output_dot(int row) const {
     const Element* grad_out = grad_out_.rows + row * grad_out_.row_stride;
     const float* out = at(m_.out) + row * m_.v_stride;
     constexpr int kParts = kElementsPerWord<Element>;
     float sum = 0;
-    if (!grad_out_.is_finite) {
-      for (int d = 0; d < s_.v_dim; ++d)
-        if (out[d] != 0) sum += element_at(grad_out[d / kParts], d % kParts) * out[d];
-      return sum;
-    }
-    V sums = S::zero();
-    for (std::int64_t d = 0; d < padded_columns(s_.v_dim); d += S::kLanes)
-      sums = S::multiply_add(Ops::load(grad_out, d), S::load(out + d), sums);
-    float lane[S::kLanes];
-    S::store(lane, sums);
-    for (float x : lane) sum += x;
+    for (int d = 0; d < s_.v_dim; ++d)
+      if (out[d] != 0) sum += element_at(grad_out[d / kParts], d % kParts) * out[d];
     return sum;
   }
 

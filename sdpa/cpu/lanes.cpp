@@ -17,19 +17,15 @@ Lanes make_lanes(const Problem& problem, std::int64_t batch, std::int64_t kv_hea
   lanes.min_first = lanes.min_last = problem.kv_len;
   lanes.max_first = lanes.max_last = 0;
   const std::int64_t group = problem.group();
-  std::int64_t query = row / group, member = row % group;  // divided once: short heads have no time
+  RowCursor at(group, row);  // divided once: short heads have no time
   std::int64_t first = 0, last = 0;
-  for (int lane = 0; lane < count; ++lane, ++member) {
-    if (member == group) {
-      member = 0;
-      ++query;
+  for (int lane = 0; lane < count; ++lane, at.advance()) {
+    if (lane == 0 || at.head == 0) {
+      last = std::min(problem.last_key(at.query), problem.kv_len);
+      first = std::min(problem.first_key(at.query), last);
     }
-    if (lane == 0 || member == 0) {
-      last = std::min(problem.last_key(query), problem.kv_len);
-      first = std::min(problem.first_key(query), last);
-    }
-    lanes.query[lane] = query;
-    lanes.head[lane] = kv_head * group + member;
+    lanes.query[lane] = at.query;
+    lanes.head[lane] = kv_head * group + at.head;
     lanes.first[lane] = first;
     lanes.last[lane] = last;
     lanes.min_first = std::min(lanes.min_first, first);

@@ -21,6 +21,20 @@ constexpr int kKeyBlock = 128;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+/// Query and head of one row after the other. Small problems would notice a division a row.
+struct RowCursor {
+  std::int64_t group, query, head;  ///< head within the group
+
+  RowCursor(std::int64_t group_size, std::int64_t row)
+      : group(group_size), query(row / group_size), head(row % group_size) {}
+
+  void advance() {
+    if (++head < group) return;
+    head = 0;
+    ++query;
+  }
+};
+
 struct Lanes {
   int count = 0;  ///< lanes in use; the rest stand for nothing
   std::int64_t batch = 0;
