@@ -61,7 +61,19 @@ nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handl
 struct SavedLse {
   std::unique_ptr<double[]> memory;
   TensorView view;
+  bool gradients_fit = false;  ///< they come in the shapes and dtypes of the inputs
 };
+
+/// Whether nothing is broadcast between query, key, value and output, and there is no mask.
+bool have_batch_of_output(const ForwardTensors& t) {
+  if (t.mask.is_present() || t.key.extent(-3) != t.value.extent(-3)) return false;
+  for (const TensorView* each : {&t.query, &t.key, &t.value}) {
+    if (each->rank != t.out.rank) return false;
+    for (int dim = -each->rank; dim < -3; ++dim)
+      if (each->extent(dim) != t.out.extent(dim)) return false;
+  }
+  return t.query.extent(-3) == t.out.extent(-3);
+}
 
 SavedLse allocate_lse(const TensorView& out, DType dtype) {
   SavedLse lse{.memory = nullptr, .view = without_columns(out, wide(dtype))};
@@ -94,6 +106,7 @@ nb::object forward_saving(nb::handle ctx, nb::handle query, nb::handle key, nb::
   nb::object out = allocate(t.out, order_of(t.query));
   SavedLse lse = allocate_lse(t.out, t.query.dtype);
   t.lse = lse.view;
+  lse.gradients_fit = have_batch_of_output(t);
   nb::object choice = remarkable(run(t, options), options);
   if (!choice.is_none() && nb::cast<const Choice&>(choice).backend == nullptr)
     return nb::make_tuple(nb::none(), nb::none(), choice);
@@ -219,7 +232,8 @@ NB_MODULE(_core, m) {
   m.def("classify", &classify, arg("query"), arg("key"), arg("value"), arg("mask").none());
   m.def("forward", &forward, arg("query"), arg("key"), arg("value"), arg("mask").none(),
         arg("sinks").none(), arg("options"), arg("want_lse"));
-  nb::class_<SavedLse>(m, "SavedLse", "The log-sum-exp that a backward pass needs");
+  nb::class_<SavedLse>(m, "SavedLse", "The log-sum-exp that a backward pass needs")
+      .def_ro("gradients_fit", &SavedLse::gradients_fit, "Gradients have the inputs' shapes");
   m.def("forward_saving", &forward_saving, arg("ctx"), arg("query"), arg("key"), arg("value"),
         arg("mask").none(), arg("call"));
   m.def("backward", &backward, arg("saved"), arg("grad_out"), arg("grad_lse").none(),

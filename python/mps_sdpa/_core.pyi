@@ -39,7 +39,8 @@ def forward(
     want_lse: bool,
 ) -> tuple[Tensor | None, Tensor | None, Choice | None] | None: ...
 
-class SavedLse: ...
+class SavedLse:
+    gradients_fit: bool
 
 def forward_saving(
     ctx: Any,
