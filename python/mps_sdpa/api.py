@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
@@ -16,10 +17,13 @@ from mps_sdpa.arguments import (
     check_tensors,
     sdpa_settings,
 )
+from mps_sdpa.arrays import like_array, to_tensor
 from mps_sdpa.autograd import apply_plain
 from mps_sdpa.engine import PLAIN, attend, is_special, sdpa_options
 from mps_sdpa.packed import attend_packed
+from mps_sdpa.subclasses import is_causal_bias, with_causal_bias
 from mps_sdpa.torch_ops import attend_through_dispatcher
+from mps_sdpa.torch_ops_packed import attend_packed_through_dispatcher
 
 __all__ = ["attention", "sdpa_opt", "varlen_attention"]
 
@@ -48,13 +52,16 @@ def sdpa_opt(
     a float mask may have any float dtype and gets a gradient.
     """
     if _is_compiling():
+        causal = int(is_causal)
+        if is_causal_bias(attn_mask):
+            causal, attn_mask = int(with_causal_bias(query, key, attn_mask, causal)), None
         return attend_through_dispatcher(
             query,
             key,
             value,
             attn_mask,
             scale=scale,
-            causal=int(is_causal),
+            causal=causal,
             dropout=dropout_p,
             backend=backend,
         )[0]
@@ -119,23 +126,43 @@ def attention(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Any,
+    k: Any,
+    v: Any,
     *,
-    mask: Tensor | None = None,
+    mask: Any = ...,
+    causal: bool | str = ...,
+    window: tuple[int, int] | None = ...,
+    softcap: float = ...,
+    sinks: Any = ...,
+    dropout: float = ...,
+    scale: float | None = ...,
+    seed: int | None = ...,
+    return_lse: bool = ...,
+    layout: str = ...,
+    backend: str = ...,
+) -> Any: ...
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    mask: Any = None,
     causal: bool | str = False,
     window: tuple[int, int] | None = None,
     softcap: float = 0.0,
-    sinks: Tensor | None = None,
+    sinks: Any = None,
     dropout: float = 0.0,
     scale: float | None = None,
     seed: int | None = None,
     return_lse: bool = False,
     layout: str = "bhld",
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Attention with every option of the engine.
 
     `causal` is False, True or "upper_left" (key j <= query i), or "lower_right" (the last query
@@ -143,7 +170,24 @@ def attention(
     `softcap` bounds scores by a tanh. `sinks` is one logit a head that takes part in the softmax
     without a value. `seed` fixes dropout. `layout` is "bhld", or "blhd" with heads inside lengths.
     With `return_lse` also the log of the softmax's sum, float32, [batch, heads, q_len].
+
+    Arrays of other libraries on the CPU are taken too (NumPy, MLX, JAX, whatever has DLPack or the
+    array interface); results are then arrays of the kind of `q`, and there are no gradients.
     """
+    if not isinstance(q, Tensor):
+        named = {"q": q, "k": k, "v": v, "mask": mask, "sinks": sinks}
+        return _attention_of_arrays(
+            named,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            dropout=dropout,
+            scale=scale,
+            seed=seed,
+            return_lse=return_lse,
+            layout=layout,
+            backend=backend,
+        )
     settings = attention_settings(causal, window, softcap, dropout, scale, seed, backend)
     check_tensors(q, k, v, mask)
     check_sinks(sinks)
@@ -178,6 +222,19 @@ def attention(
     return out, lse
 
 
+def _attention_of_arrays(arrays: dict[str, Any], **options: Any) -> Any:
+    """`attention` of arrays that are no tensors."""
+    call: Callable[..., Any] = attention
+    tensors = {
+        name: None if array is None else to_tensor(name, array) for name, array in arrays.items()
+    }
+    with torch.no_grad():
+        found = call(**tensors, **options)
+    if isinstance(found, tuple):
+        return tuple(like_array(each, arrays["q"]) for each in found)
+    return like_array(found, arrays["q"])
+
+
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -205,8 +262,14 @@ def varlen_attention(
     settings = attention_settings(causal, window, softcap, dropout, scale, seed, backend)
     check_tensors(q, k, v, None)
     check_sinks(sinks)
-    starts = check_packing(q, k, v, (cu_q, cu_k), (max_q, max_k))
-    out, lse = attend_packed(q, k, v, sinks, starts, settings, return_lse)
+    out: Tensor
+    lse: Tensor | None
+    if torch.compiler.is_compiling():
+        packing = (cu_q, cu_k, max_q, max_k)
+        out, lse = attend_packed_through_dispatcher(q, k, v, sinks, packing, settings, seed)
+    else:
+        starts = check_packing(q, k, v, (cu_q, cu_k), (max_q, max_k))
+        out, lse = attend_packed(q, k, v, sinks, starts, settings, return_lse)
     if not return_lse:
         return out
     assert lse is not None

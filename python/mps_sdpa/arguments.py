@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mps_sdpa.settings import Causal, Settings
+from mps_sdpa.settings import Causal, Settings, draw_seed
 
 __all__ = ["attention_settings", "check_packing", "check_sinks", "check_tensors", "sdpa_settings"]
 
@@ -23,6 +23,8 @@ _CAUSAL = {
 
 
 def _number(name: str, value: Any) -> float:
+    if isinstance(value, float):  # compilers can trace this
+        return value
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, but got {type(value).__name__}")
     return float(value)
@@ -45,12 +47,16 @@ def _backend(value: Any) -> str:
     return value
 
 
-def _seed_and_offset(dropout: float, seed: int | None) -> tuple[int, int]:
-    if dropout == 0 or torch.compiler.is_dynamo_compiling():
+def _draws_later() -> bool:
+    """Whether the operator is to draw the seed: a graph anew at each run, a transform by itself."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _seed_and_offset(dropout: float, seed: int | None) -> tuple[int | None, int]:
+    if dropout == 0:
         return 0, 0
     if seed is None:
-        drawn, offset = torch.randint(0, 2**62, (2,), dtype=torch.int64, device="cpu").tolist()
-        return drawn, offset & 0xFFFFFFFF
+        return (None, 0) if _draws_later() else draw_seed()
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an integer, but got {type(seed).__name__}")
     return seed & 0xFFFFFFFFFFFFFFFF, 0
@@ -115,7 +121,7 @@ def _causal(value: Any) -> Causal:
 
 def _softcap(value: Any) -> float:
     number = _number("softcap", value)
-    if number < 0 or not math.isfinite(number):
+    if not 0 <= number < math.inf:
         raise ValueError(f"softcap must be 0 (none) or a positive number, but got {number:g}")
     return number
 

@@ -37,7 +37,8 @@ def visible_pairs(q_len: int, kv_len: int, settings: Settings, device: torch.dev
 def keep_mask(shape: torch.Size, settings: Settings, device: torch.device) -> Tensor:
     """Which probabilities survive dropout, the same bits as in the kernels."""
     kept = torch.empty(math.prod(shape[:-2]), *shape[-2:], dtype=torch.bool)
-    options = _core.Options(dropout=settings.dropout, seed=settings.seed, offset=settings.offset)
+    drawn = settings.drawn()
+    options = _core.Options(dropout=settings.dropout, seed=drawn.seed or 0, offset=drawn.offset)
     _core.keep_mask(options, kept)
     return kept.view(shape).to(device)
 

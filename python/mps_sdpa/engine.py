@@ -8,6 +8,7 @@ sends to torch's own function what no back end of ours takes, counted under its 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._device import DeviceContext
 
-from mps_sdpa import _core, autograd, composite, devices, launchers, stats, torch_ops
+from mps_sdpa import _core, autograd, composite, devices, launchers, stats, subclasses, torch_ops
 from mps_sdpa.backends import check_backend, default_backend
 from mps_sdpa.environment import environment
 from mps_sdpa.settings import Causal, Settings
@@ -26,7 +27,6 @@ from mps_sdpa.stock import stock_attention
 __all__ = [
     "account",
     "attend",
-    "autocast_inputs",
     "forget_options",
     "is_ordinary",
     "is_special",
@@ -37,6 +37,8 @@ __all__ = [
 
 #: Query, key, value, mask, sinks.
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+_SUBCLASS = "tensor subclass"
 
 #: Bits of what `_core.classify` returns.
 PLAIN, PLAIN_WITH_GRADIENT = 1, 3
@@ -92,7 +94,7 @@ def options_for(settings: Settings, training: bool = False) -> _core.Options:
         window=settings.window,
         softcap=settings.softcap,
         dropout=settings.dropout,
-        seed=settings.seed,
+        seed=settings.seed or 0,
         offset=settings.offset,
         backend=_resolved(settings.backend),
         thresholds=thresholds,
@@ -136,22 +138,6 @@ def is_special() -> bool:
     )
 
 
-def _autocast_dtype(kind: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def autocast_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value as autocast has torch's own function see them."""
-    if (dtype := _autocast_dtype(query.device.type)) is None:
-        return query, key, value
-    return _cast(query, dtype), _cast(key, dtype), _cast(value, dtype)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(dtype) if eligible else tensor
-
-
 def _only_default_device() -> bool:
     """Whether the active function modes do no more than name a default device."""
     modes = (torch._C._get_function_stack_at(n) for n in range(_function_modes()))
@@ -191,6 +177,7 @@ def _attend_dispatched(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tens
         softcap=settings.softcap,
         dropout=settings.dropout,
         seed=settings.seed,
+        offset=settings.offset,
         backend=settings.backend,
     )
 
@@ -200,7 +187,7 @@ def _reason_for_stock(tensors: tuple[Tensor | None, ...]) -> str | None:
     query = tensors[0]
     assert query is not None
     if not all(map(_is_plain, tensors)):
-        return "tensor subclass"
+        return _SUBCLASS
     if devices.kind(query) not in _KERNELS_ON:
         return f"not on this device ({devices.kind(query)})"
     if query.layout != torch.strided:
@@ -210,6 +197,20 @@ def _reason_for_stock(tensors: tuple[Tensor | None, ...]) -> str | None:
     if _function_modes() and not _only_default_device():
         return "function mode"
     return "tracing" if _tracing() is not None else None
+
+
+def _attend_known(
+    inputs: Inputs, settings: Settings, want_lse: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """A call on tensor subclasses whose meaning the kernels know; None for others."""
+    query, key, value, mask, sinks = inputs
+    if subclasses.is_causal_bias(mask):
+        causal = subclasses.with_causal_bias(query, key, mask, settings.causal)
+        settings = dataclasses.replace(settings, causal=causal)
+        return attend(query, key, value, None, sinks, settings, want_lse)
+    if subclasses.is_jagged(query, key, value, mask) and not want_lse:
+        return subclasses.attend_jagged(query, key, value, sinks, settings), None
+    return None
 
 
 def is_ordinary(tensors: tuple[Tensor | None, ...], settings: Settings) -> bool:
@@ -302,12 +303,16 @@ def attend(
     if torch.compiler.is_compiling() and kind in _KERNELS_ON:
         return _attend_dispatched((query, key, value, mask, sinks), settings)
     if reason := _reason_for_stock((query, key, value, mask, sinks)):
+        if reason == _SUBCLASS and (
+            known := _attend_known((query, key, value, mask, sinks), settings, want_lse)
+        ):
+            return known
         _refuse_if_strict(_resolved(settings.backend), reason)
         found = stock_attention(query, key, value, mask, sinks, settings, want_lse)
         stats.record_fallback(reason)
         return found
     if torch.is_autocast_enabled(kind):
-        query, key, value = autocast_inputs(query, key, value)
+        query, key, value = torch_ops.autocast_inputs(query, key, value)
         with torch.autocast(kind, enabled=False):
             return attend(query, key, value, mask, sinks, settings, want_lse)
     key, value = _equal_heads(key, value)

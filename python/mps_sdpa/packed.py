@@ -15,8 +15,9 @@ from torch.autograd import Function
 from mps_sdpa import composite
 from mps_sdpa._core import backward_packed, forward_packed
 from mps_sdpa.autograd import differentiate
-from mps_sdpa.engine import account, attend, autocast_inputs, is_ordinary, options_for
+from mps_sdpa.engine import account, attend, is_ordinary, options_for
 from mps_sdpa.settings import Settings
+from mps_sdpa.torch_ops import autocast_inputs
 
 __all__ = ["attend_packed", "packed_gradients"]
 

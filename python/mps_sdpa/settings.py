@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 
-__all__ = ["Causal", "Settings"]
+import torch
+
+__all__ = ["Causal", "Settings", "draw_seed"]
 
 
 class Causal(enum.IntEnum):
@@ -17,18 +20,34 @@ class Causal(enum.IntEnum):
     LOWER_RIGHT = 2
 
 
+def draw_seed() -> tuple[int, int]:
+    """A seed and an offset of dropout, in one draw from torch's generator."""
+    seed, offset = torch.randint(0, 2**62, (2,), dtype=torch.int64, device="cpu").tolist()
+    return seed, offset & 0xFFFFFFFF
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The options of `attention`, parsed. `window` is (left, right) with -1 for an open side."""
+    """The options of `attention`, parsed. `window` is (left, right) with -1 for an open side.
+
+    `seed` is None where dropout shall draw one when it runs: in graphs, and under transforms.
+    """
 
     scale: float | None = None
     causal: Causal = Causal.NONE
     window: tuple[int, int] = (-1, -1)
     softcap: float = 0.0
     dropout: float = 0.0
-    seed: int = 0
+    seed: int | None = 0
     offset: int = 0
     backend: str = "auto"
+
+    def drawn(self) -> Settings:
+        """With a seed from torch's generator where it has none."""
+        if self.seed is not None:
+            return self
+        seed, offset = draw_seed()
+        return dataclasses.replace(self, seed=seed, offset=offset)
 
     @property
     def is_torchs(self) -> bool:

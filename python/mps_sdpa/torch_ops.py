@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 
 from mps_sdpa import devices
 from mps_sdpa.settings import Causal, Settings
 
-__all__ = ["attend_through_dispatcher"]
+__all__ = [
+    "attend_through_dispatcher",
+    "autocast_inputs",
+    "is_differentiated_again",
+    "seed_tensor",
+    "settings_of",
+]
 
 _broadcast: Callable[..., torch.Size] = torch.broadcast_shapes
 _register_fake: Callable[..., Any] = torch.library.register_fake
@@ -35,7 +42,8 @@ _library.define(
 )
 
 
-def _settings(options: tuple[Any, ...], seed: Tensor | None) -> Settings:
+def settings_of(options: tuple[Any, ...], seed: Tensor | None) -> Settings:
+    """The settings that an operator's options and its tensor of a seed say."""
     scale, causal, left, right, softcap, dropout, backend = options
     drawn, offset = (0, 0) if seed is None else seed.tolist()
     return Settings(
@@ -44,7 +52,7 @@ def _settings(options: tuple[Any, ...], seed: Tensor | None) -> Settings:
         window=(left, right),
         softcap=softcap,
         dropout=dropout,
-        seed=drawn,
+        seed=drawn & 0xFFFFFFFFFFFFFFFF,
         offset=offset & 0xFFFFFFFF,
         backend=backend,
     )
@@ -62,7 +70,7 @@ def _forward_kernel(
     from mps_sdpa.engine import attend
 
     with torch.no_grad():
-        settings = _settings(options, seed)
+        settings = settings_of(options, seed)
         out, lse = attend(query, key, value, mask, sinks, settings, want_lse=True)
     assert lse is not None
     return out, lse
@@ -113,7 +121,7 @@ def _backward_kernel(
     from mps_sdpa.autograd import fused_gradients
     from mps_sdpa.engine import options_for
 
-    settings = _settings((*options[:-1], "auto"), seed)
+    settings = settings_of((*options[:-1], "auto"), seed)
     saved = (query, key, value, mask, sinks, out, lse)
     call = (options_for(settings), settings)
     gradients = fused_gradients(saved, tuple(wanted), call, grad_out, grad_lse)
@@ -153,6 +161,19 @@ for _device in ("CPU", "MPS"):
     _library.impl("attention_backward", _backward_kernel, _device)
 
 
+def is_differentiated_again(inputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> bool:
+    """Whether gradients are asked for with a graph of their own. torch.func always asks so."""
+    return (
+        torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and all(
+            tensor is None or tensor.requires_grad
+            for tensor, asked in zip(inputs, wanted, strict=True)
+            if asked
+        )
+    )
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:6], *output)
     ctx.options = inputs[6:]
@@ -171,8 +192,25 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     return (*gradients, *[None] * (1 + len(ctx.options)))
 
 
+def _differentiable_backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Any, ...]:
+    """By the formula where the gradients shall have a graph of their own."""
+    from mps_sdpa.autograd import differentiable
+
+    *inputs, out, _ = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:5])
+    if not is_differentiated_again(inputs[:5], wanted):
+        return _backward(ctx, grad_out, grad_lse)
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    settings = settings_of(ctx.options, inputs[5])
+    gradients = differentiable(tuple(inputs[:5]), wanted, settings, grad_out, grad_lse)
+    return (*gradients, *[None] * (1 + len(ctx.options)))
+
+
 torch.library.register_autograd(
-    "mps_sdpa::attention", _backward, setup_context=_setup_context, lib=_library
+    "mps_sdpa::attention", _differentiable_backward, setup_context=_setup_context, lib=_library
 )
 
 
@@ -193,9 +231,27 @@ def _rank(tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> int:
     )
 
 
-def _check_unmapped(in_dims: tuple[Any, ...]) -> None:
-    if in_dims[4] is not None or in_dims[5] is not None:
-        raise RuntimeError("vmap over sinks or over the seed of dropout is not supported")
+def _each_sample(
+    operator: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]
+) -> Any:
+    """One call a sample."""
+    found = [
+        operator(
+            *(
+                each.select(dim, n) if isinstance(dim, int) else each
+                for each, dim in zip(arguments, in_dims, strict=True)
+            )
+        )
+        for n in range(info.batch_size)
+    ]
+    results = tuple(torch.stack(each) for each in zip(*found, strict=True))
+    return results, tuple(0 for _ in results)
+
+
+def _has_own(in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
+    """Whether samples cannot share a call: each has sinks of its own, or the dropout of a call of
+    its own, which is the same for all where vmap's randomness says so."""
+    return in_dims[4] is not None or arguments[5] is not None
 
 
 def _fold_all(
@@ -205,8 +261,9 @@ def _fold_all(
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-    """The mapped dimension becomes one more batch dimension. Sinks are one set for all."""
-    _check_unmapped(in_dims)
+    """The mapped dimension becomes one more batch dimension."""
+    if _has_own(in_dims, arguments):
+        return _each_sample(torch.ops.mps_sdpa.attention, info, in_dims, arguments)
     rank = _rank(arguments[:4], in_dims[:4])
     folded = _fold_all(arguments[:4], in_dims[:4], info.batch_size, max(rank, 3))
     out, lse = torch.ops.mps_sdpa.attention(*folded, *arguments[4:])
@@ -217,9 +274,8 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
 
 def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
     """Each sample has its own gradients, of unmapped inputs too."""
-    _check_unmapped(in_dims)
-    if arguments[10][4]:
-        raise RuntimeError("vmap over gradients of sinks is not supported")
+    if _has_own(in_dims, arguments) or arguments[10][4]:
+        return _each_sample(torch.ops.mps_sdpa.attention_backward, info, in_dims, arguments)
     size, rank = info.batch_size, max(_rank(arguments[:4], in_dims[:4]), 3)
     inputs = _fold_all(arguments[:4], in_dims[:4], size, rank)
     out, lse, grad_out, grad_lse = (
@@ -268,6 +324,36 @@ class TransformableFunction(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
+def autocast_inputs(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as autocast has torch's own function see them."""
+    kind = devices.kind(query)
+    if not torch.is_autocast_enabled(kind):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(kind)
+    return _cast(query, dtype), _cast(key, dtype), _cast(value, dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if eligible else tensor
+
+
+def seed_tensor(dropout: float, seed: int | None, offset: int) -> Tensor | None:
+    """Seed and offset of dropout, drawn where there is no seed; None without dropout."""
+    if dropout == 0:
+        return None
+    if seed is None:
+        return torch.randint(0, 2**62, (2,), dtype=torch.int64, device="cpu")
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    return torch.tensor([signed, offset], dtype=torch.int64, device="cpu")
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is under way that is not the dispatcher's own business."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(each.key() != TransformType.Functionalize for each in stack)
+
+
 def attend_through_dispatcher(
     query: Tensor,
     key: Tensor,
@@ -281,21 +367,14 @@ def attend_through_dispatcher(
     softcap: float = 0.0,
     dropout: float = 0.0,
     seed: int | None = None,
+    offset: int = 0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One call of the operator: the output and the log-sum-exp. Compilers can trace it."""
-    kind = devices.kind(query)
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    drawn = None
-    if dropout > 0 and seed is None:
-        drawn = torch.randint(0, 2**62, (2,), dtype=torch.int64, device="cpu")
-    elif dropout > 0:
-        drawn = torch.tensor([seed, 0], dtype=torch.int64, device="cpu")
-    transformed = torch._C._are_functorch_transforms_active()
+    query, key, value = autocast_inputs(query, key, value)
+    drawn = seed_tensor(dropout, seed, offset)
     call: Callable[..., Any] = torch.ops.mps_sdpa.attention
-    if transformed:
+    if _is_transformed():
         call = TransformableFunction.apply
     options = (scale, causal, *window, softcap, dropout, backend)
     out, lse = call(query, key, value, mask, sinks, drawn, *options)

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
+from torch.nn.attention.bias import causal_lower_right
 
 import mps_sdpa
 from mps_sdpa import attention, sdpa_opt
@@ -83,6 +87,80 @@ def test_one_compilation_for_every_length() -> None:
     assert len(set(counts)) == 1
 
 
+def test_one_compilation_for_every_shape() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def masked(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+        return sdpa_opt(q, k, k, mask, dropout_p=0.1)
+
+    compiled = torch.compile(masked, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for batch, q_len, kv_len in ((3, 9, 13), (5, 14, 20), (6, 31, 7)):
+        q = torch.randn(batch, 4, q_len, 8, requires_grad=True)
+        mask = torch.rand(batch, 1, 1, kv_len) < 0.8
+        compiled(q, torch.randn(batch, 2, kv_len, 8), mask).sum().backward()
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+
+
+def test_compiled_packed_sequences() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def packed(q: Tensor, k: Tensor, starts: Tensor) -> Tensor:
+        out = mps_sdpa.varlen_attention(q, k, k, starts, starts, 9, 9, causal=True)
+        assert isinstance(out, Tensor)
+        return out * 2
+
+    compiled = torch.compile(packed, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for lengths in ([3, 9, 2], [9, 9, 8], [1, 2, 3]):
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        q = torch.randn(sum(lengths), 4, 8, requires_grad=True)
+        k = torch.randn(sum(lengths), 2, 8, requires_grad=True)
+        found, expected = (
+            torch.autograd.grad(function(q, k, starts).square().sum(), (q, k))
+            for function in (compiled, packed)
+        )
+        torch.testing.assert_close(found, expected)
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+
+
+def test_packed_operator_passes_torchs_checks() -> None:
+    starts = torch.tensor([0, 3, 5])
+    q, k, v = (torch.randn(5, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+    sinks = torch.randn(4, requires_grad=True)
+    options = (3, 3, None, 1, -1, -1, 0.0, 0.0, "auto")
+    torch.library.opcheck(
+        torch.ops.mps_sdpa.varlen_attention.default,
+        (q, k, v, sinks, None, starts, starts, *options),
+    )
+
+
+def test_compiled_causal_bias() -> None:
+    torch._dynamo.reset()
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 9, 8)
+    bias = causal_lower_right(5, 9)
+
+    def lower_right(q: Tensor, k: Tensor) -> Tensor:
+        return sdpa_opt(q, k, k, bias)
+
+    compiled = torch.compile(lower_right, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k), lower_right(q, k))
+
+
+def test_operators_gradient_is_differentiable() -> None:
+    q, k, v = (torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    options = (None, 1, -1, -1, 0.0, 0.0, "auto")
+
+    def operator(*tensors: Tensor) -> Any:
+        return torch.ops.mps_sdpa.attention(*tensors, None, None, None, *options)
+
+    torch.autograd.gradgradcheck(operator, (q, k, v))
+
+
 def test_compiled_dropout_draws_anew_and_repeats() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(
@@ -109,6 +187,26 @@ def test_compiled_under_autocast() -> None:
 class Layer(torch.nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return sdpa_opt(q, k, v, is_causal=True)
+
+
+def test_ahead_of_time() -> None:
+    """The package that torch compiles runs the operator in a process that has imported us."""
+    inputs = tuple(_inputs())
+    program = torch.export.export(Layer(), inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "attention.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        loaded = torch._inductor.aoti_load_package(path)
+        torch.testing.assert_close(loaded(*inputs), Layer()(*inputs))
+
+
+def test_export_for_any_length() -> None:
+    length = torch.export.Dim("length", min=2, max=64)
+    inputs = (torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8))
+    shapes = {name: {2: length} for name in ("q", "k", "v")}
+    program = torch.export.export(Layer(), inputs, dynamic_shapes=shapes).module()
+    longer = [torch.randn(2, 4, 21, 8) for _ in range(3)]
+    torch.testing.assert_close(program(*longer), Layer()(*longer))
 
 
 def test_export() -> None:
@@ -161,6 +259,33 @@ def test_vmap_over_masks_and_nested() -> None:
     mine = vmap(vmap(lambda a, m: sdpa_opt(a, a, a, m)))(q, masks)
     expected = F.scaled_dot_product_attention(q, q, q, masks.unsqueeze(2))
     torch.testing.assert_close(mine, expected)
+
+
+def test_vmap_over_sinks() -> None:
+    q, sinks = torch.randn(3, 1, 4, 9, 8), torch.randn(3, 4)
+
+    def loss(q: Tensor, sinks: Tensor) -> Tensor:
+        return attention(q, q, q, sinks=sinks).square().sum()
+
+    found = vmap(grad(loss, (0, 1)))(q, sinks)
+    each = [grad(loss, (0, 1))(a, b) for a, b in zip(q, sinks, strict=True)]
+    torch.testing.assert_close(found, tuple(torch.stack(t) for t in zip(*each, strict=True)))
+    shared = vmap(grad(loss, 1), (0, None))(q, sinks[0])
+    torch.testing.assert_close(shared, torch.stack([grad(loss, 1)(a, sinks[0]) for a in q]))
+
+
+def test_vmap_with_dropout() -> None:
+    q = torch.ones(3, 1, 2, 20, 8)
+
+    def dropped(q: Tensor) -> Tensor:
+        return sdpa_opt(q, q, q, dropout_p=0.5)
+
+    same = vmap(dropped, randomness="same")(q)
+    assert torch.equal(same[0], same[1])
+    different = vmap(dropped, randomness="different")(q)
+    assert not torch.equal(different[0], different[1])
+    with pytest.raises(RuntimeError, match="random"):
+        vmap(dropped)(q)
 
 
 def test_vmap_of_matrices() -> None:
