@@ -149,34 +149,63 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_encoders(name: str) -> None:
-    kind, head, options = ENCODERS[name]
-    eager, ours = _pair(kind, options, head)
+def _encoder_batch(name: str) -> dict[str, torch.Tensor]:
     batch = _batch()
     if name == "T5":
         batch["decoder_input_ids"] = torch.randint(2, 90, (2, 9))
-    visible = batch["attention_mask"].bool() if name == "BERT" else slice(None)
-    with torch.no_grad():
-        expected, found = (model(**batch)[0][visible] for model in (eager, ours))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    return batch
+
+
+def _compare(models: list[Any], batch: dict[str, torch.Tensor], visible: Any) -> None:
+    """Outputs and the gradients of all weights."""
+    results = []
+    for model in models:
+        model.zero_grad()
+        out = model(**batch)[0][visible]
+        out.square().mean().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append((out, gradients))
+    assert results[0][1].keys() == results[1][1].keys()
+    torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_outputs_and_gradients(name: str) -> None:
+    kind, head, options = ENCODERS[name]
+    models = _pair(kind, options, head)
+    batch = _encoder_batch(name)
+    _compare(models, batch, batch["attention_mask"].bool() if name == "BERT" else slice(None))
     assert mps_sdpa.get_call_stats()["cpu"] >= 2
 
 
-def test_whisper() -> None:
-    eager, ours = _pair("Whisper", {
-        "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48, "num_mel_bins": 8, "max_source_positions": 20,
-        "max_target_positions": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 95,
-        "decoder_start_token_id": 1}, "ForConditionalGeneration")  # fmt: skip
+def test_t5_generation() -> None:
+    eager, ours = _pair(*(ENCODERS["T5"][n] for n in (0, 2, 1)))
+    batch = _batch()
+    expected, found = (
+        model.generate(**batch, max_new_tokens=8, do_sample=False) for model in (eager, ours)
+    )
+    assert torch.equal(found, expected)
+
+
+WHISPER = {
+    "vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "num_mel_bins": 8, "max_source_positions": 20,
+    "max_target_positions": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 95,
+    "decoder_start_token_id": 1,
+}  # fmt: skip
+
+
+def test_whisper_outputs_gradients_and_tokens() -> None:
+    models = _pair("Whisper", WHISPER, "ForConditionalGeneration")
     sound, ids = torch.randn(2, 8, 40), torch.randint(2, 90, (2, 7))
-    with torch.no_grad():
-        expected, found = (
-            model(input_features=sound, decoder_input_ids=ids).logits for model in (eager, ours)
-        )
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    _compare(models, {"input_features": sound, "decoder_input_ids": ids}, slice(None))
     assert mps_sdpa.get_call_stats() == {"cpu": 6}
+    options = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": None}
+    expected, found = (
+        model.generate(sound, begin_suppress_tokens=None, **options) for model in models
+    )
+    assert torch.equal(found, expected)
 
 
 def test_paged_cache_is_refused() -> None:
