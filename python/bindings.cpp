@@ -12,6 +12,7 @@
 
 #include "calls.h"
 #include "cases.h"
+#include "graph.h"
 #include "metal.h"
 #include "options.h"
 #include "oracle.h"
@@ -228,6 +229,7 @@ NB_MODULE(_core, m) {
   bind_packed(m);
   bind_calls(m);
   bind_metal(m);
+  bind_graphs(m);
   m.def("attach", &attach, arg("tensor"), arg("parameter"), arg("capsule").none());
   m.def("classify", &classify, arg("query"), arg("key"), arg("value"), arg("mask").none());
   m.def("forward", &forward, arg("query"), arg("key"), arg("value"), arg("mask").none(),

@@ -17,14 +17,17 @@ namespace nb = nanobind;
 
 constexpr std::size_t kMaxBackends = 16;
 
-/// Forward calls that each back end has done, in the order of sdpa::backends().
+/// Forward calls that each back end has done, in the order of sdpa::backends(); the last is that of
+/// the one that works on torch's own buffers, which is not among them.
 std::array<std::atomic<std::uint64_t>, kMaxBackends> call_counts;
+constexpr const char* kZeroCopy = "mpsgraph_zc";
 
 nb::dict read_call_counts() {
   nb::dict counts;
   std::size_t index = 0;
   for (const sdpa::Backend* backend : sdpa::backends())
     counts[std::string(backend->name()).c_str()] = call_counts[index++].load();
+  counts[kZeroCopy] = call_counts.back().load();
   return counts;
 }
 
@@ -40,6 +43,7 @@ void count_call(std::string_view backend) {
     if (each->name() == backend) call_counts[index].fetch_add(1, std::memory_order_relaxed);
     ++index;
   }
+  if (backend == kZeroCopy) call_counts.back().fetch_add(1, std::memory_order_relaxed);
 }
 
 nb::object remarkable(sdpa::Choice&& choice, const Options& options) {

@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "calls.h"
+#include "graph.h"
 #include "options.h"
 #include "results.h"
 #include "sdpa/metal/backend.h"
+#include "sdpa/metal/mpsgraph_backend.h"
 #include "sdpa/metal/recorder.h"
 #include "sdpa/metal/roles.h"
 #include "sdpa/metal/roofline.h"
@@ -34,27 +36,36 @@ using sdpa::metal::Recorded;
 using sdpa::metal::Recorder;
 using sdpa::metal::Role;
 
-/// Where a call shall run: a GPU, and the sentence against the launcher if there is one.
+/// The sentence against a launcher, if there is one.
+using Against = std::optional<std::string>;
+
+sdpa::Availability availability(const Against& against) { return {!against, against.value_or("")}; }
+
+/// Where a call shall run: a GPU, and what is against the launchers of its kernels and of graphs.
 struct Launcher {
   DeviceInfo device;
-  std::optional<std::string> against;
-
-  sdpa::Availability availability() const { return {!against, against.value_or("")}; }
+  Against against, against_zero_copy, against_graphs;
 };
 
-/// The back ends of a call on torch's GPU tensors: the library's, but those that launch Metal
-/// kernels themselves, from host memory, are replaced by ones that leave it to torch.
+/// The back ends of a call on torch's GPU tensors: the library's, but those that read host memory
+/// are replaced by ones that leave it to torch.
 struct Candidates {
   Recorder flash, proto;
+  LeftToTorch zero_copy, graphs;
   std::vector<const sdpa::Backend*> list;
 
   explicit Candidates(const Launcher& launcher)
-      : flash(sdpa::metal::KernelSet::kFlash, launcher.device, launcher.availability()),
-        proto(sdpa::metal::KernelSet::kProto, launcher.device, launcher.availability()) {
-    for (const sdpa::Backend* backend : sdpa::backends())
+      : flash(sdpa::metal::KernelSet::kFlash, launcher.device, availability(launcher.against)),
+        proto(sdpa::metal::KernelSet::kProto, launcher.device, availability(launcher.against)),
+        zero_copy("mpsgraph_zc", availability(launcher.against_zero_copy)),
+        graphs("mpsgraph", availability(launcher.against_graphs)) {
+    for (const sdpa::Backend* backend : sdpa::backends()) {
+      if (backend == &sdpa::metal::graph_backend()) list.push_back(&zero_copy);
       list.push_back(backend == &sdpa::metal::backend()         ? &flash
                      : backend == &sdpa::metal::proto_backend() ? &proto
+                     : backend == &sdpa::metal::graph_backend() ? &graphs
                                                                 : backend);
+    }
   }
 
   const std::vector<Recorded>& recorded() const {
@@ -62,9 +73,12 @@ struct Candidates {
   }
 };
 
-/// The choice with the library's back end of that name: candidates end with their call.
+/// The choice with a back end of that name that stays: candidates end with their call.
 Choice lasting(Choice&& choice) {
-  if (choice.backend != nullptr) choice.backend = sdpa::find_backend(choice.backend->name());
+  static const LeftToTorch zero_copy("mpsgraph_zc", {});
+  if (choice.backend == nullptr) return std::move(choice);
+  const sdpa::Backend* found = sdpa::find_backend(choice.backend->name());
+  choice.backend = found ? found : &zero_copy;
   return std::move(choice);
 }
 
@@ -143,6 +157,11 @@ ForwardTensors inputs_on_gpu(nb::tuple inputs) {
   return t;
 }
 
+nb::object name_of(const Choice& choice) {
+  if (choice.backend == nullptr) return nb::none();
+  return nb::cast(std::string(choice.backend->name()));
+}
+
 /// (out, lse or None, Choice or None, name of the back end or None, pieces to launch). Without
 /// pieces the call is done, or torch's own function is to run and `out` is None.
 nb::tuple metal_forward(nb::tuple inputs, const Options& options, bool want_lse,
@@ -153,13 +172,12 @@ nb::tuple metal_forward(nb::tuple inputs, const Options& options, bool want_lse,
   const Candidates candidates(launcher);
   Choice choice = sdpa::forward(t, options.attributes, request_of(options, candidates));
   if (choice.backend == nullptr) out = lse = nb::none();
-  const nb::object name =
-      choice.backend ? nb::cast(std::string(choice.backend->name())) : nb::object(nb::none());
+  const nb::object name = name_of(choice);
   return nb::make_tuple(out, lse, remarkable(lasting(std::move(choice)), options), name,
                         pieces_of(candidates.recorded(), t));
 }
 
-/// ([five gradients or None], Choice or None, pieces to launch)
+/// ([five gradients or None], Choice or None, name of the back end or None, pieces to launch)
 nb::tuple metal_backward(nb::tuple saved, nb::handle grad_out, nb::handle grad_lse,
                          const Options& options, int wanted, const Launcher& launcher) {
   const ForwardTensors in = inputs_on_gpu(saved);
@@ -177,7 +195,8 @@ nb::tuple metal_backward(nb::tuple saved, nb::handle grad_out, nb::handle grad_l
                t.grad_mask, t.grad_sinks);
   const Candidates candidates(launcher);
   Choice choice = sdpa::backward(t, options.attributes, request_of(options, candidates));
-  return nb::make_tuple(gradients, remarkable(lasting(std::move(choice)), options),
+  const nb::object name = name_of(choice);
+  return nb::make_tuple(gradients, remarkable(lasting(std::move(choice)), options), name,
                         pieces_of(candidates.recorded(), t));
 }
 
@@ -236,8 +255,9 @@ void bind_metal(nb::module_& m) {
       .def_ro("cores", &DeviceInfo::cores)
       .def_rw("max_threads", &DeviceInfo::max_threads);
   nb::class_<Launcher>(m, "MetalLauncher", "A GPU for a call, and what is against its launcher")
-      .def(nb::init<DeviceInfo, std::optional<std::string>>(), arg("device"),
-           arg("against").none() = nb::none())
+      .def(nb::init<DeviceInfo, Against, Against, Against>(), arg("device"),
+           arg("against").none() = nb::none(), arg("against_zero_copy").none() = nb::none(),
+           arg("against_graphs").none() = nb::none())
       .def_ro("against", &Launcher::against);
   m.attr("metal_roles") = role_names();
   m.def("metal_chip", &chip_named, arg("name"));

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import platform
 import threading
 from typing import Any
 
 import torch
 
-from mps_sdpa import _core, mps
+from mps_sdpa import _core, graphs, mps
 from mps_sdpa.environment import environment
 
 __all__ = [
@@ -26,19 +25,9 @@ __all__ = [
 #: Every back end, in order of preference.
 NAMES = ("metal", "mpsgraph_zc", "mpsgraph", "metal_proto", "cpu", "stock")
 
-_APPLE = {
-    "mpsgraph_zc": "It needs an Apple GPU with macOS 15 or newer",
-    "mpsgraph": "It needs an Apple GPU with macOS 15 or newer",
-}
-
 _chosen_default: str | None = None
 _banners_shown: set[str] = set()
 _banner_lock = threading.Lock()
-
-
-def _host() -> str:
-    system = platform.system()
-    return {"Darwin": "macOS on " + platform.machine()}.get(system, system)
 
 
 def reason_against(name: str) -> str | None:
@@ -47,10 +36,9 @@ def reason_against(name: str) -> str | None:
         return None
     if name in ("metal", "metal_proto"):
         return mps.reason_against()
-    built = dict(_core.backends())
-    if name in built:
-        return built[name]
-    return f"{_APPLE[name]}; this machine runs {_host()}."
+    if name in graphs.NAMES:
+        return graphs.reason_against(name)
+    return dict(_core.backends())[name]
 
 
 def _check_name(name: str) -> None:

@@ -12,14 +12,15 @@ the next back end does the call, counted under that reason.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from mps_sdpa import _core, stats
+from mps_sdpa import _core, graphs, stats
 
 __all__ = ["backward", "explain", "forward", "reason_against"]
 
@@ -79,20 +80,30 @@ def reason_against() -> str | None:
     return None
 
 
-def _launcher(against: str | None, max_threads: int | None) -> _core.MetalLauncher:
+#: What is against each launcher, by the name of its back end.
+Against = dict[str, str | None]
+
+
+def _usual_reasons() -> Against:
+    return {
+        "metal": reason_against(),
+        **{name: graphs.reason_against(name) for name in graphs.NAMES},
+    }
+
+
+def _launcher(against: Against, max_threads: int | None = None) -> _core.MetalLauncher:
     device, _ = find_device()
     if device is None:
         device = _core.MetalDevice("no GPU", 0, 0)
-    if max_threads is None:
-        return _core.MetalLauncher(device, against)
-    limited = _core.MetalDevice(device.name, device.family, device.cores)
-    limited.max_threads = max_threads
-    return _core.MetalLauncher(limited, against)
+    if max_threads is not None:
+        device = _core.MetalDevice(device.name, device.family, device.cores)
+        device.max_threads = max_threads
+    return _core.MetalLauncher(device, *against.values())
 
 
 @functools.cache
 def _usual_launcher() -> _core.MetalLauncher:
-    return _launcher(reason_against(), None)
+    return _launcher(_usual_reasons())
 
 
 def _kernels(launches: Sequence[_core.MetalLaunch]) -> list[Kernel]:
@@ -124,32 +135,60 @@ def _launch(piece: _core.MetalPiece, memory: Memory, device: torch.device) -> No
         kernel.launch(*[memory[role] for role in roles], threads=threads, group_size=group)
 
 
-def _until_one_works(attempt: Callable[[_core.MetalLauncher], Found]) -> tuple[Found, str | None]:
-    """Calls `attempt` with launchers that are ever more modest until it succeeds. Also returns what
-    made Metal give up, if it did."""
+class LaunchError(Exception):
+    """What made a back end give up a call, as one sentence."""
+
+    def __init__(self, name: str, cause: Exception) -> None:
+        super().__init__(f"The launch failed: {str(cause).strip() or type(cause).__name__}")
+        self.name = name
+
+
+@contextlib.contextmanager
+def _launching(name: str | None) -> Iterator[None]:
+    """Says whose launch it was that failed; the naive kernel's is Metal's."""
     try:
-        return _within_threads(attempt, _usual_launcher()), None
+        yield
     except _FAILURES as error:
-        failure = f"The launch failed: {str(error).strip() or type(error).__name__}"
-    return attempt(_launcher(failure, None)), failure
+        known = name if name in graphs.NAMES else "metal"
+        raise LaunchError(known, error) from error
+
+
+def _until_one_works(
+    attempt: Callable[[_core.MetalLauncher], Found], failures: dict[str, str] | None = None
+) -> tuple[Found, dict[str, str]]:
+    """Calls `attempt` until it succeeds, each time without the back ends that failed. Also returns
+    what made those give up."""
+    failures = failures or {}
+    try:
+        return _within_threads(attempt, failures), failures
+    except LaunchError as error:
+        if error.name in failures:
+            raise
+        graphs.drop_caches()
+        return _until_one_works(attempt, {**failures, error.name: str(error)})
 
 
 def _within_threads(
-    attempt: Callable[[_core.MetalLauncher], Found], launcher: _core.MetalLauncher
+    attempt: Callable[[_core.MetalLauncher], Found],
+    failures: dict[str, str],
+    max_threads: int | None = None,
 ) -> Found:
     """Calls `attempt`, and again for fewer threads a group where a compiled kernel wants that."""
+    usual = not failures and max_threads is None
+    reasons: Against = {} if usual else {**_usual_reasons(), **failures}
     try:
-        return attempt(launcher)
+        return attempt(_usual_launcher() if usual else _launcher(reasons, max_threads))
     except TooManyThreads as error:
-        return _within_threads(attempt, _launcher(None, error.limit))
+        return _within_threads(attempt, failures, error.limit)
 
 
-def _count(name: str | None, choice: _core.Choice | None, failure: str | None) -> None:
-    """Counts a call that is done, and the fallback that nobody else will count."""
+def _count(name: str | None, choice: _core.Choice | None, failures: dict[str, str]) -> None:
+    """Counts a call that is done, and the fallbacks that nobody else will count."""
     if name is not None:
         _core.count_call(name)
-    if failure is not None and choice is None:
-        stats.record_fallback(f"metal: {failure}")
+    if choice is None:
+        for failed, reason in failures.items():
+            stats.record_fallback(f"{failed}: {reason}")
 
 
 def explain(inputs: Inputs, options: _core.Options, pass_: str) -> tuple[str, str, _core.Choice]:
@@ -173,13 +212,17 @@ def forward(
 
     def attempt(launcher: _core.MetalLauncher) -> tuple[Any, ...]:
         out, lse, choice, name, pieces = _core.metal_forward(inputs, options, want_lse, launcher)
-        for piece in pieces:
-            memory: Memory = [*inputs, out, lse, *[None] * (len(_ROLES) - _GRAD_OUT)]
-            _launch(piece, memory, query.device)
+        with _launching(name):
+            if name in graphs.NAMES:
+                assert out is not None
+                graphs.forward(name, inputs, out, lse, options)
+            for piece in pieces:
+                memory: Memory = [*inputs, out, lse, *[None] * (len(_ROLES) - _GRAD_OUT)]
+                _launch(piece, memory, query.device)
         return out, lse, choice, name
 
-    (out, lse, choice, name), failure = _until_one_works(attempt)
-    _count(name, choice, failure)
+    (out, lse, choice, name), failures = _until_one_works(attempt)
+    _count(name, choice, failures)
     return out, lse, choice
 
 
@@ -196,15 +239,18 @@ def backward(
     grad_out = _with_neighbouring_columns(grad_out)
 
     def attempt(launcher: _core.MetalLauncher) -> tuple[Any, ...]:
-        gradients, choice, pieces = _core.metal_backward(
+        gradients, choice, name, pieces = _core.metal_backward(
             saved, grad_out, grad_lse, options, wanted, launcher
         )
-        for piece in pieces:
-            memory: Memory = [*saved, grad_out, grad_lse, *gradients]
-            memory += [None] * (len(_ROLES) - len(memory))
-            _launch(piece, memory, query.device)
+        with _launching(name):
+            if name in graphs.NAMES:
+                graphs.backward(name, saved, (grad_out, grad_lse), gradients, options)
+            for piece in pieces:
+                memory: Memory = [*saved, grad_out, grad_lse, *gradients]
+                memory += [None] * (len(_ROLES) - len(memory))
+                _launch(piece, memory, query.device)
         return gradients, choice
 
-    (gradients, choice), failure = _until_one_works(attempt)
-    _count(None, choice, failure)
+    (gradients, choice), failures = _until_one_works(attempt)
+    _count(None, choice, failures)
     return gradients, choice

@@ -69,7 +69,9 @@ class AttentionGraph {
       mask_ =
           g_.input(Role::kMask, element_of(s_.mask_dtype), {spec_.mask.begin(), spec_.mask.end()});
     }
-    if (s_.has_sinks) sinks_ = g_.input(Role::kSinks, type_, {1, s_.q_heads, 1, 1});
+    if (s_.has_sinks) {
+      sinks_ = g_.input(Role::kSinks, element_of(spec_.sinks_dtype), {1, s_.q_heads, 1, 1});
+    }
     if (s_.dropout.is_active()) {
       keep_ = g_.input(Role::kKeep, Element::kBool, {s_.batch, s_.q_heads, s_.q_len, s_.kv_len});
     }
@@ -286,7 +288,7 @@ class AttentionGraph {
     const auto shown = options.causal ? std::nullopt : visible(b);
     const auto seen = seen_keys(shown, b);
     if (shown) options.mask = operator_mask(*shown, b);
-    if (s_.has_sinks) options.sinks = g_.reshape(sinks_, {s_.q_heads});
+    if (s_.has_sinks) options.sinks = g_.cast(g_.reshape(sinks_, {s_.q_heads}), type_);
     const NodeId out =
         g_.attention(grouped(rows_of(query_, b)), zero_unless(seen, keys_of(key_, b)),
                      zero_unless(seen, keys_of(value_, b)), options);

@@ -43,9 +43,10 @@ struct GraphLimits {
 struct GraphSpec {
   Problem problem;
   Pass pass = Pass::kForward;
-  std::array<std::int64_t, 4> mask{};  ///< its extents, 1 where it broadcasts; 0 without one
-  bool lse = false;                    ///< forward: the log-sum-exp is asked for
-  bool grad_lse = false;               ///< backward: it has a gradient
+  DType sinks_dtype = DType::kFloat32;  ///< where there are sinks
+  std::array<std::int64_t, 4> mask{};   ///< its extents, 1 where it broadcasts; 0 without one
+  bool lse = false;                     ///< forward: the log-sum-exp is asked for
+  bool grad_lse = false;                ///< backward: it has a gradient
   bool grad_query = false, grad_key = false, grad_value = false;
   bool grad_sinks = false;
   std::array<std::int64_t, 4> grad_mask{};  ///< its extents; 0 where it is not wanted

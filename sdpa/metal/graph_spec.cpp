@@ -91,14 +91,15 @@ TensorView heads_of(const TensorView& sinks, const Piece& p, std::int64_t group)
   return part_of(sinks, 1, p.first_kv_head * group, p.kv_heads * group);
 }
 
-/// The dtype that a mask can be added in without loss.
-bool is_exact(DType mask, DType dtype) { return mask == dtype || dtype == DType::kFloat32; }
+/// Whether a mask or sinks can be read in another dtype without loss.
+bool is_exact(DType from, DType dtype) { return from == dtype || dtype == DType::kFloat32; }
 
 }  // namespace
 
 GraphSpec spec_of(const Problem& problem, const ForwardTensors& t) {
   return {.problem = problem,
           .pass = Pass::kForward,
+          .sinks_dtype = t.sinks.dtype,
           .mask = extents(t.mask),
           .lse = t.lse.is_present()};
 }
@@ -106,6 +107,7 @@ GraphSpec spec_of(const Problem& problem, const ForwardTensors& t) {
 GraphSpec spec_of(const Problem& problem, const BackwardTensors& t) {
   return {.problem = problem,
           .pass = Pass::kBackward,
+          .sinks_dtype = t.sinks.dtype,
           .mask = extents(t.mask),
           .grad_lse = t.grad_lse.is_present(),
           .grad_query = t.grad_query.is_present(),
@@ -123,8 +125,9 @@ std::string key_of(const GraphSpec& spec) {
   add(static_cast<int>(spec.pass), static_cast<int>(s.dtype), s.batch, s.q_heads, s.kv_heads,
       s.q_len, s.kv_len, s.qk_dim, s.v_dim, s.scale, static_cast<int>(s.causal), s.window.left,
       s.window.right, s.softcap, static_cast<int>(s.mask), static_cast<int>(s.mask_dtype),
-      s.has_sinks, s.dropout.probability, spec.lse, spec.grad_lse, spec.grad_query, spec.grad_key,
-      spec.grad_value, spec.grad_sinks, spec.has_descriptor);
+      s.has_sinks, static_cast<int>(spec.sinks_dtype), s.dropout.probability, spec.lse,
+      spec.grad_lse, spec.grad_query, spec.grad_key, spec.grad_value, spec.grad_sinks,
+      spec.has_descriptor);
   for (const std::int64_t extent : spec.mask) add(extent);
   for (const std::int64_t extent : spec.grad_mask) add(extent);
   const GraphLimits& n = spec.limits;
@@ -164,7 +167,9 @@ bool uses_operator(const GraphSpec& spec) {
   const Problem& s = spec.problem;
   if (spec.pass == Pass::kBackward || spec.lse) return false;
   if (s.softcap > 0 || s.dropout.is_active() || s.qk_dim != s.v_dim) return false;
-  if (s.has_sinks && !(spec.has_descriptor && s.group() == 1)) return false;
+  const bool knows_sinks =
+      spec.has_descriptor && s.group() == 1 && is_exact(spec.sinks_dtype, s.dtype);
+  if (s.has_sinks && !knows_sinks) return false;
   return s.mask != MaskKind::kAdditive || is_exact(s.mask_dtype, s.dtype);
 }
 

@@ -104,15 +104,17 @@ std::optional<std::int64_t> exceeded_threads(Pipelines& pipelines, const Plan& p
 }
 
 // Launches of one encoder run in order and see each other's results, so one encoder serves all.
+void encode(Pipelines& pipelines, const Plan& plan, const Staging& staging, Commands commands) {
+  const Encoding encoding(commands);
+  for (const Dispatch& dispatch : plan.dispatches) {
+    encode(encoding.encoder(), *pipelines.find(dispatch), dispatch, plan, staging);
+  }
+}
+
 void launch(const Gpu& gpu, Pipelines& pipelines, const Plan& plan, const Staging& staging) {
   const apple::AutoreleasePool pool;
   const Commands commands = make_commands(gpu);
-  {
-    const Encoding encoding(commands);
-    for (const Dispatch& dispatch : plan.dispatches) {
-      encode(encoding.encoder(), *pipelines.find(dispatch), dispatch, plan, staging);
-    }
-  }
+  encode(pipelines, plan, staging, commands);
   run_to_end(commands);
 }
 

@@ -16,6 +16,10 @@ std::optional<std::int64_t> exceeded_threads(Pipelines& pipelines, const Plan& p
 /// Runs a plan on the GPU and waits for its end. Throws apple::Error where it fails.
 void launch(const Gpu& gpu, Pipelines& pipelines, const Plan& plan, const Staging& staging);
 
+/// Encodes a plan to a command buffer that has no open encoder.
+void encode(Pipelines& pipelines, const Plan& plan, const Staging& staging,
+            apple::Handle<apple::MTLCommandBuffer> commands);
+
 /// Commits, waits, and throws apple::Error with the reason where the GPU failed.
 void run_to_end(apple::Handle<apple::MTLCommandBuffer> commands);
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "sdpa/metal/mpsgraph_backend.h"
 
+#include "sdpa/metal/graph_engine.h"
 #include "sdpa/metal/keep_plan.h"
 #include "sdpa/metal/launch.h"
-#include "sdpa/metal/lazy.h"
-#include "sdpa/metal/mpsgraph.h"
 
 namespace sdpa::metal {
 
@@ -18,14 +17,6 @@ using apple::send;
 using apple::operator""_sel;
 
 namespace {
-
-/// What is opened once for all calls.
-struct Opened {
-  Gpu gpu;
-  GraphSystem system = open_graph_system();
-  Pipelines pipelines{gpu, source};
-  Executables executables{gpu.device()};
-};
 
 std::vector<std::pair<Role, const TensorView*>> inputs_of(const ForwardTensors& t) {
   return {{Role::kQuery, &t.query},
@@ -82,7 +73,8 @@ bool accumulates(Role role) { return role == Role::kGradMask || role == Role::kG
 /// One run of one graph, with memory of its own.
 class Run {
  public:
-  Run(Opened& opened, const Executable& executable) : opened_(opened), executable_(executable) {
+  Run(GraphEngine& opened, const Executable& executable)
+      : opened_(opened), executable_(executable) {
     for (const auto* ports : {&executable.feeds, &executable.targets}) {
       for (const Port& port : *ports) {
         if (port.role == Role::kKeep) continue;
@@ -140,7 +132,7 @@ class Run {
     if (first.id() != last.id()) wait_for(first);
   }
 
-  Opened& opened_;
+  GraphEngine& opened_;
   const Executable& executable_;
   Arrays arrays_;
 };
@@ -176,7 +168,7 @@ class GraphBackend final : public Backend {
   }
 
  private:
-  GraphSpec completed(GraphSpec spec, const Opened* opened) const {
+  GraphSpec completed(GraphSpec spec, const GraphEngine* opened) const {
     spec.limits = limits_;
     spec.has_descriptor = opened && opened->system.has_descriptor;
     return spec;
@@ -184,7 +176,7 @@ class GraphBackend final : public Backend {
 
   template <class Tensors>
   void run(const Problem& problem, const Tensors& tensors) const {
-    Opened& opened = opened_.require();
+    GraphEngine& opened = opened_.require();
     try {
       for (const Piece& piece : pieces_of(problem, limits_)) {
         run_piece(opened, restricted(problem, piece), restricted(problem, tensors, piece));
@@ -196,14 +188,14 @@ class GraphBackend final : public Backend {
   }
 
   template <class Tensors>
-  void run_piece(Opened& opened, const Problem& problem, const Tensors& tensors) const {
+  void run_piece(GraphEngine& opened, const Problem& problem, const Tensors& tensors) const {
     const apple::AutoreleasePool pool;
     const auto executable = opened.executables.find(completed(spec_of(problem, tensors), &opened));
     Run(opened, *executable).compute(problem, tensors);
   }
 
   const GraphLimits limits_;
-  mutable Lazy<Opened> opened_;
+  mutable Lazy<GraphEngine> opened_;
 };
 
 }  // namespace

@@ -90,6 +90,8 @@ class AppleRuntime final : public Runtime {
     return protocol ? protocol_encoding(protocol, name, kind) : "";
   }
 
+  Id class_of(Id object) override { return objc_.class_of(object); }
+
   Id retain(Id object) override { return objc_.retain(object); }
 
   void release(Id object) noexcept override { objc_.release(object); }

@@ -51,6 +51,10 @@ class Runtime {
   /// it knows no such message.
   virtual std::string system_encoding(Kind kind, const char* owner, const char* selector) = 0;
 
+  /// The class of what may be an object: it is compared and never used, so any readable memory will
+  /// do.
+  virtual Id class_of(Id object) = 0;
+
   virtual Id retain(Id object) = 0;
   virtual void release(Id object) noexcept = 0;
   virtual void* push_pool() = 0;

@@ -112,6 +112,7 @@ class FakeRuntime : public apple::Runtime {
   void* implementation(apple::Id, apple::Selector, const char* encoding) override;
   bool responds(apple::Id receiver, apple::Selector selector) override;
   std::string system_encoding(apple::Kind, const char* owner, const char* selector) override;
+  apple::Id class_of(apple::Id object) override { return object->info; }
   apple::Id retain(apple::Id object) override;
   void release(apple::Id object) noexcept override;
   void* push_pool() override;

@@ -216,6 +216,7 @@ TEST(AttentionGraph, KeysDifferWhereGraphsDiffer) {
       [](GraphSpec& s) { s.problem.softcap = 3; },
       [](GraphSpec& s) { s.problem.mask_dtype = kHalf; },
       [](GraphSpec& s) { s.problem.has_sinks = true; },
+      [](GraphSpec& s) { s.sinks_dtype = kHalf; },
       [](GraphSpec& s) { s.problem.dropout.probability = 0.1; },
       [](GraphSpec& s) { s.problem.dropout.probability = 0.2; },
       [](GraphSpec& s) { s.mask[1] = 2; },
@@ -319,6 +320,22 @@ TEST(AttentionGraphValues, LargeHalvesDoNotOverflow) {
   data.value.fill(3);
   run(data, false);
   EXPECT_TRUE(all_finite(data.out) && all_finite(data.grad_query) && all_finite(data.grad_key));
+}
+
+// Sinks have a dtype of their own, as the trained ones of models do.
+TEST(AttentionGraphValues, SinksOfAnotherDtypeAreReadAsTheyAre) {
+  for (const bool has_descriptor : {false, true}) {
+    Case spec = plain();
+    spec.dtype = kBrain;
+    spec.sinks = true;
+    CaseData data(spec, 3);
+    data.sinks = cases::Tensor(DType::kFloat32, {1, 2, 1, 1}, cases::Layout::kContiguous,
+                               cases::Role::kInput);
+    data.sinks.assign(std::vector<double>{1.0009765625, -2.000244140625});
+    const cases::Expected oracle = cases::expected(data);
+    const EvaluatedGraphs backend({}, has_descriptor);
+    EXPECT_EQ(cases::check(backend, data, oracle).failures, std::vector<std::string>());
+  }
 }
 
 TEST(AttentionGraphValues, EverythingDroppedGivesZero) {

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""The MPSGraph back ends on torch's tensors, on a fake Mac; test_mpsgraph.py runs this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import fake_mac  # before all else: it is where the module looks for Apple's frameworks
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import assert_close as assert_close_in
+from fake_mac import torch_on_mac
+from torch import Tensor
+
+import mps_sdpa
+from mps_sdpa import _core, attention, graphs, sdpa_opt
+from mps_sdpa.harness import correctness
+from mps_sdpa.harness.cases import Case, suite
+
+ZERO_COPY, COPYING = graphs.NAMES
+_STEP = {ZERO_COPY: 41, COPYING: 83}
+
+
+@pytest.fixture(autouse=True)
+def _no_mistakes() -> Iterator[None]:
+    mps_sdpa.reset_fallback_stats()
+    mps_sdpa.reset_call_stats()
+    yield
+    fake_mac.limit_memory(-1)
+    fake_mac.fail_graphs(False)
+    assert fake_mac.mistakes() == ""
+
+
+def conformance() -> list[tuple[str, Case]]:
+    cases = [case for case in suite("conformance") if not case.layout.startswith("huge")]
+    return [(name, case) for name in graphs.NAMES for case in cases[:: _STEP[name]]]
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+    wide = {name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+            for name, x in options.items()}  # fmt: skip
+    return F.scaled_dot_product_attention(q.double(), k.double(), v.double(), **wide)  # type: ignore[arg-type]
+
+
+def assert_close(actual: Tensor, expected: Tensor, factor: float = 1) -> None:
+    assert_close_in(actual, expected, actual.dtype, factor)
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+@pytest.mark.parametrize(("name", "case"), conformance(), ids=lambda x: getattr(x, "name", x))
+def test_conformance(name: str, case: Case) -> None:
+    with torch_on_mac():
+        outcome = correctness.check(case, name)
+    if outcome.refused is not None:
+        assert "float64" in outcome.refused
+        return
+    assert outcome.passed, outcome.error
+
+
+@pytest.mark.parametrize("name", graphs.NAMES)
+def test_storage_offsets_are_honoured(name: str) -> None:
+    q, k, v = torch.randn(3, 2, 3, 9, 16).unbind(0)
+    assert v.storage_offset() > 0 and v.is_contiguous()
+    with torch_on_mac():
+        out = sdpa_opt(q, k, v, backend=name)
+    assert_close(out, reference(q, k, v))
+    assert mps_sdpa.get_call_stats() == {name: 1}
+
+
+@pytest.mark.parametrize("name", graphs.NAMES)
+def test_views_slices_and_transposes(name: str) -> None:
+    whole = torch.randn(2, 12, 3, 40)
+    q = whole[:, 1:10, :, 3:19].transpose(1, 2)
+    k = whole[:, ::2, :, 8:24].transpose(1, 2)
+    v = torch.randn(1, 3, 6, 16).expand(2, 3, 6, 16)
+    mask = torch.randn(2, 1, 1, 6).expand(2, 3, 9, 6)
+    with torch_on_mac():
+        out = sdpa_opt(q, k, v, mask, backend=name)
+    assert_close(out, reference(q, k, v, attn_mask=mask))
+
+
+@pytest.mark.parametrize("name", graphs.NAMES)
+def test_gradients_and_the_mask_s_too(name: str) -> None:
+    base = torch.randn(3, 1, 2, 9, 16)
+    mask = torch.randn(1, 2, 9, 9, requires_grad=True)
+    q, k, v = (x.requires_grad_() for x in base.unbind(0))
+    grad = torch.randn(2, 1, 2, 9, 16)[1]  # with a storage offset
+    with torch_on_mac():
+        out = sdpa_opt(q, k, v, mask, backend=name)
+        found = torch.autograd.grad(out, (q, k, v, mask), grad)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v, mask)]
+    expected = torch.autograd.grad(
+        F.scaled_dot_product_attention(*wide[:3], attn_mask=wide[3]), wide, grad.double()
+    )
+    for got, want in zip(found, expected, strict=True):
+        assert_close(got, want, factor=2)
+    assert mps_sdpa.get_fallback_stats() == {}
+
+
+def test_dropout_is_that_of_every_back_end() -> None:
+    q, k, v = (rand(1, 2, 9, 16) for _ in range(3))
+    expected = attention(q, k, v, dropout=0.3, seed=5)
+    for name in graphs.NAMES:
+        with torch_on_mac():
+            found = attention(q, k, v, dropout=0.3, seed=5, backend=name)
+            assert_close(found, expected.double())
+
+
+def test_without_torch_s_stream_the_copying_one_serves() -> None:
+    q = rand(1, 2, 9, 16)
+    with torch_on_mac(missing_stream="torch exports nothing."):
+        status = mps_sdpa.backend_status(device="cpu")["unavailable"]
+        out = sdpa_opt(q, q, q)
+    assert status[ZERO_COPY] == "torch exports nothing."
+    assert COPYING not in status
+    assert_close(out, reference(q, q, q))
+    assert mps_sdpa.get_call_stats() == {COPYING: 1}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_out_of_memory_is_counted_and_torch_serves(training: bool) -> None:
+    q = rand(1, 2, 9, 16).requires_grad_(training)
+    with torch_on_mac():
+        fake_mac.limit_memory(0)
+        out = sdpa_opt(q, q, q, backend=COPYING)
+    assert_close(out, reference(q, q, q))
+    assert any("no memory" in reason for reason in mps_sdpa.get_fallback_stats())
+
+
+def test_a_failing_graph_goes_down_the_list_in_backward_too() -> None:
+    q = rand(1, 2, 11, 16).requires_grad_()
+    with torch_on_mac():
+        out = sdpa_opt(q, q, q)
+        fake_mac.fail_graphs(True)
+        (found,) = torch.autograd.grad(out.sum(), q)
+    wide = q.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(reference(wide, wide, wide).sum(), wide)
+    assert_close(found, expected, factor=2)
+    assert any("could not compile" in reason for reason in mps_sdpa.get_fallback_stats())
+
+
+def test_equal_calls_compile_once() -> None:
+    q = rand(1, 2, 13, 16)
+    with torch_on_mac():
+        before = fake_mac.compiled_graphs()
+        for _ in range(3):
+            sdpa_opt(q, q, q, backend=ZERO_COPY)
+    assert fake_mac.compiled_graphs() == before + 1
+
+
+def test_the_buffer_s_identity_is_tried() -> None:
+    tensor = torch.arange(64, dtype=torch.float32)
+    content = tensor[3:].numpy().tobytes()
+    reason = _core.graph_buffer_reason
+    assert reason(fake_mac.buffer_over(tensor), 12, content) is None
+    assert reason(fake_mac.buffer_over(tensor), 16, content) == (
+        "torch's Metal buffer is shorter than its tensor."
+    )
+    assert reason(fake_mac.buffer_over(tensor), 0, content) == (
+        "torch's Metal buffer does not hold its tensor's elements."
+    )
+    assert reason(tensor.data_ptr(), 12, content) == (
+        "torch's storage does not point to a Metal buffer."
+    )
