@@ -22,6 +22,7 @@
 // here; the caller takes another kernel where they are not, and where rows have gaps.
 
 #include <cstdlib>
+#include <new>
 
 #include "sdpa/cpu/amx_tile.h"
 #include "sdpa/cpu/score.h"
@@ -44,7 +45,9 @@ class AlignedMemory {
  public:
   explicit AlignedMemory(std::int64_t count)
       : data_(static_cast<Element*>(std::aligned_alloc(
-            64, static_cast<std::size_t>(round_up(count * sizeof(Element) + 64, 64))))) {}
+            64, static_cast<std::size_t>(round_up(count * sizeof(Element) + 64, 64))))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
 
   ~AlignedMemory() { std::free(data_); }
 
