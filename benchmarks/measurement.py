@@ -50,7 +50,7 @@ def measure(case: Case, setting: Setting, budget: Budget) -> dict[str, Any]:
     _core.set_thread_count(setting.threads)
     _core.set_instruction_set(setting.instruction_set)
     try:
-        peaks = measure_peaks()
+        peaks = _best_peaks(setting)
         inputs = make_inputs(case)
         ours = _call(case, inputs, setting.which, calls.forward_call(case, inputs, setting.backend))
         theirs = _call(case, inputs, setting.which, BASELINES[setting.baseline](case, inputs))
@@ -59,6 +59,20 @@ def measure(case: Case, setting: Setting, budget: Budget) -> dict[str, Any]:
     finally:
         _core.set_instruction_set("")
     return _row(case, setting, peaks, timed) | {"instruction_set": used}
+
+
+_seen: dict[tuple[int, str], Peaks] = {}
+
+
+def _best_peaks(setting: Setting) -> Peaks:
+    """The most seen in this run so far: what disturbs a measurement of a peak can only lower it."""
+    key = (setting.threads, setting.instruction_set)
+    found, before = measure_peaks(), _seen.get(key)
+    if before is not None:
+        flops = {name: max(rate, before.flops[name]) for name, rate in found.flops.items()}
+        found = Peaks(flops, max(found.bandwidth, before.bandwidth))
+    _seen[key] = found
+    return found
 
 
 def _stock(case: Case, inputs: Inputs) -> calls.Forward:

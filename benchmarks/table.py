@@ -128,6 +128,8 @@ def main() -> None:
     for case, setting in chosen_rows(options):
         rows.append(measurement.measure(case, setting, budget))
         print(result_file.line(rows[-1]), flush=True)
+        if options.write:
+            result_file.write(path, result_file.merge(path, machine, rows[-1:], []))
     parts = (options.case, options.limit, options.which, options.baseline, options.suite)
     is_whole = not any(parts)
     memory = long_memory() if is_whole and not options.no_memory else []
