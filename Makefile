@@ -29,7 +29,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
   $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cpp test-python bench bench-peers bench-cpp bench-mps lint asan tsan macos clean
+.PHONY: help install demo test test-cpp test-python test-metal-cuda bench bench-peers bench-cpp bench-mps lint asan tsan macos clean
 .DELETE_ON_ERROR:
 
 help: ## show this text
@@ -84,6 +84,15 @@ test-python: .venv/test-tools .venv/package ## the Python tests alone (ARGS="-k 
 	@cmake --preset dev --log-level=WARNING
 	@cmake --build --preset dev --target torch_mps_simulator
 	@.venv/bin/python -m pytest tests/python --numprocesses $(JOBS) --quiet $(ARGS)
+
+test-metal-cuda: .venv/test-tools ## the Metal kernels on an NVIDIA GPU (needs nvcc and compute-sanitizer)
+	@cmake --preset dev --log-level=WARNING
+	@cmake --build --preset dev --target sdpa sdpa_cases metal_sim
+	@mkdir -p build/metal_cuda/lib
+	@cp build/dev/sdpa/libsdpa.a build/dev/tests/libsdpa_cases.a build/dev/tests/metal_sim/libmetal_sim.so \
+	  build/metal_cuda/lib
+	@.venv/bin/python tests/metal_cuda/run.py build/metal_cuda/lib build/metal_cuda/out \
+	  build/metal_cuda/result.json
 
 bench: .venv/package ## time us against torch and write benchmarks/results (ARGS="--case causal")
 	@.venv/bin/python benchmarks/table.py $(ARGS)

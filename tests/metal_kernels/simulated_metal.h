@@ -69,9 +69,12 @@ class SimulatedMetal : public Backend {
 
   void backward(const Problem& problem, const BackwardTensors& tensors) const override;
 
+ protected:
+  /// Runs the launches of a plan and brings back what they wrote.
+  virtual void run(Plan plan, const RoleMemories& memory) const;
+
  private:
   Plan forward_plan(const Problem& problem, const ForwardTensors& tensors) const;
-  void run(Plan plan, const RoleMemories& memory) const;
 
   DeviceInfo device_;
   sim::Options options_;
