@@ -350,6 +350,8 @@ def seed_tensor(dropout: float, seed: int | None, offset: int) -> Tensor | None:
 
 def _is_transformed() -> bool:
     """Whether a transform of torch.func is under way that is not the dispatcher's own business."""
+    if not torch._C._are_functorch_transforms_active():  # compilers can trace this
+        return False
     stack = torch._C._functorch.get_interpreter_stack() or []
     return any(each.key() != TransformType.Functionalize for each in stack)
 
