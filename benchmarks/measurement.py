@@ -90,11 +90,12 @@ BASELINES: dict[str, Callable[[Case, Inputs], calls.Forward]] = {
 def _call(case: Case, inputs: Inputs, which: str, forward: calls.Forward) -> timing.Call:
     if which == "forward":
         return no_grad(forward)
+    if which == "train":  # with the gradient of a float mask, which training needs
+        inputs.require_grad()
+        return calls.train_call(forward, inputs)
     for tensor in (inputs.query, inputs.key, inputs.value):
         tensor.requires_grad_()
-    if which == "backward":
-        return calls.backward_call(forward, inputs)
-    return calls.train_call(forward, inputs)
+    return calls.backward_call(forward, inputs)
 
 
 def flops(case: Case, which: str) -> float:
