@@ -59,9 +59,20 @@ class TooManyThreads(Exception):
 
 
 @functools.lru_cache(maxsize=_KEPT_KERNELS)
-def _kernel(name: str) -> Kernel:
-    compiled = getattr(torch.mps.compile_shader(_core.metal_source(name)), name)
+def _compiled(name: str) -> Kernel | str:
+    """The kernel, or why it does not compile: that is kept as well, for it takes as long."""
+    try:
+        compiled = getattr(torch.mps.compile_shader(_core.metal_source(name)), name)
+    except _FAILURES as error:
+        return str(error).strip() or type(error).__name__
     return Kernel(compiled, compiled.max_threads_per_threadgroup)
+
+
+def _kernel(name: str) -> Kernel:
+    found = _compiled(name)
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
 
 
 @functools.cache

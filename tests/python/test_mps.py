@@ -216,7 +216,7 @@ def test_a_kernel_is_compiled_once_and_the_least_used_are_dropped() -> None:
             sdpa_opt(q, q, q)
         assert len(gpu.compiled) == 1
         assert len(gpu.launches) == 3
-        assert mps._kernel.cache_info().maxsize == 256
+        assert mps._compiled.cache_info().maxsize == 256
 
 
 def test_a_source_that_is_not_ours_does_not_compile() -> None:
@@ -256,6 +256,19 @@ def test_a_kernel_that_does_not_compile_leaves_the_call_to_the_next() -> None:
     assert "metal: The launch failed: error: unknown type name 'bfloat'" in next(iter(fallbacks))
 
 
+def test_a_kernel_that_does_not_compile_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu()
+    gpu.compile_error = "error: no"
+    compile_shader, tried = gpu.compile_shader, []
+    monkeypatch.setattr(gpu, "compile_shader", lambda text: (tried.append(1), compile_shader(text)))
+    q = rand(1, 2, 9, 16)
+    with apple_gpu(gpu):
+        for _ in range(3):
+            sdpa_opt(q, q, q)
+    assert len(tried) == 1
+    assert mps_sdpa.get_call_stats() == {"stock": 3}
+
+
 def test_failure_of_the_gradient_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu()
     compile_shader = gpu.compile_shader
@@ -285,7 +298,7 @@ def test_strict_says_what_was_against_it(monkeypatch: pytest.MonkeyPatch) -> Non
     gpu = Gpu()
     gpu.compile_error = "error: no"
     q = rand(1, 2, 9, 16)
-    with apple_gpu(gpu), pytest.raises(RuntimeError, match=r"back end metal: .*error: no"):
+    with apple_gpu(gpu), pytest.raises(RuntimeError, match=r"back end 'metal' .*error: no"):
         sdpa_opt(q, q, q, backend="metal")
 
 

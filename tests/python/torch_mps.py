@@ -183,7 +183,7 @@ class Gpu:
 
 
 def _forget_kernels() -> None:
-    mps._kernel.cache_clear()
+    mps._compiled.cache_clear()
     mps._usual_launcher.cache_clear()
 
 
