@@ -2,7 +2,6 @@
 #include "tests/fenced_tensor.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <new>
@@ -71,19 +70,24 @@ void for_each_index(const TensorView& view, Function&& function) {
         for (std::int64_t c = 0; c < view.shape[3]; ++c) function(b, h, r, c);
 }
 
-std::size_t page_bytes() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+/// A page of arm64 macOS, and a multiple of every other system's: memory that begins with such a
+/// page may be shared with a GPU to the end of its last one, which then lies before the fence.
+constexpr std::size_t kPageBytes = 16384;
+
+std::byte* round_up_to_page(std::byte* address) {
+  const auto number = reinterpret_cast<std::uintptr_t>(address);
+  return address + (kPageBytes - number % kPageBytes) % kPageBytes;
+}
 
 }  // namespace
 
 FencedMemory::FencedMemory(std::size_t bytes) {
-  const std::size_t page = page_bytes();
-  const std::size_t used = (bytes + page - 1) / page * page;
-  mapped_ = used + page;
+  mapped_ = bytes + 2 * kPageBytes;
   pages_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pages_ == MAP_FAILED) throw std::bad_alloc();
-  auto* fence = static_cast<std::byte*>(pages_) + used;
-  mprotect(fence, page, PROT_NONE);
+  std::byte* fence = round_up_to_page(static_cast<std::byte*>(pages_) + bytes);
+  mprotect(fence, kPageBytes, PROT_NONE);
   bytes_ = {fence - bytes, bytes};
 }
 
