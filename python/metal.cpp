@@ -210,7 +210,8 @@ nb::tuple metal_explain(nb::tuple inputs, const Options& options, const std::str
   Choice choice =
       sdpa::select(problem, pass, options.request.backend, candidates.list, sdpa::Thresholds{});
   std::string plan;
-  if (choice.backend != nullptr) plan = choice.backend->explain(problem, pass);
+  if (choice.backend != nullptr && !problem.is_degenerate())
+    plan = choice.backend->explain(problem, pass);
   return nb::make_tuple(sdpa::to_string(problem), plan, lasting(std::move(choice)));
 }
 

@@ -175,11 +175,6 @@ Problem describe(const Tensors& t, const Attributes& a) {
           .dropout = a.dropout};
 }
 
-/// Any extent of zero: a few loops of the reference give the empty or zero result.
-bool is_degenerate(const Problem& s) {
-  return s.is_empty() || s.kv_len == 0 || s.qk_dim == 0 || s.v_dim == 0;
-}
-
 /// The one path of both passes, after validation: choose, then run each rank-4 piece.
 template <typename Tensors, typename Run>
 Choice choose_and_run(Tensors& t, Pass pass, const Attributes& attributes, const Request& request,
@@ -225,7 +220,7 @@ Choice forward(const ForwardTensors& tensors, const Attributes& attributes,
   ForwardTensors t = tensors;
   return choose_and_run(
       t, Pass::kForward, attributes, request, [&](const Backend& backend, const Problem& problem) {
-        is_degenerate(problem) ? reference::forward(problem, t) : backend.forward(problem, t);
+        problem.is_degenerate() ? reference::forward(problem, t) : backend.forward(problem, t);
       });
 }
 
@@ -236,7 +231,7 @@ Choice backward(const BackwardTensors& tensors, const Attributes& attributes,
   spread_over_heads(t.grad_sinks);
   return choose_and_run(
       t, Pass::kBackward, attributes, request, [&](const Backend& backend, const Problem& problem) {
-        is_degenerate(problem) ? reference::backward(problem, t) : backend.backward(problem, t);
+        problem.is_degenerate() ? reference::backward(problem, t) : backend.backward(problem, t);
       });
 }
 

@@ -100,6 +100,10 @@ struct Problem {
 
   bool is_empty() const { return batch == 0 || q_heads == 0 || q_len == 0; }
 
+  /// Any extent of zero: a few loops of the reference give the empty or zero result, and no back
+  /// end is asked for a plan.
+  bool is_degenerate() const { return is_empty() || kv_len == 0 || qk_dim == 0 || v_dim == 0; }
+
   /// How far a query's aligned position is ahead of its index.
   std::int64_t diagonal() const { return causal == Causal::kLowerRight ? kv_len - q_len : 0; }
 
