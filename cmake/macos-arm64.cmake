@@ -28,3 +28,21 @@ foreach(tool IN ITEMS ar ranlib)
   set(CMAKE_${variable} ${script} CACHE FILEPATH "" FORCE)
 endforeach()
 set(CMAKE_INSTALL_NAME_TOOL true CACHE FILEPATH "" FORCE)  # nothing is renamed when installed
+
+# Debian's pyconfig.h only includes another for each of Debian's processors, and stops at a Mac. The
+# one that it includes here describes a 64-bit system with POSIX threads, as a Mac is.
+if(SDPA_PYTHON AND NOT EXISTS ${CMAKE_BINARY_DIR}/python-headers/pyconfig.h)
+  execute_process(
+    COMMAND ${SDPA_PYTHON} -c "
+import os, sysconfig
+headers = sysconfig.get_paths()['include']
+folder, name = os.path.split(headers)
+own = os.path.join(folder, sysconfig.get_config_var('MULTIARCH') or '', name, 'pyconfig.h')
+print(headers, own if os.path.exists(own) else sysconfig.get_config_h_filename(), sep=';')"
+    OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE paths COMMAND_ERROR_IS_FATAL ANY)
+  list(GET paths 0 headers)
+  list(GET paths 1 configuration)
+  file(COPY ${headers}/ DESTINATION ${CMAKE_BINARY_DIR}/python-headers)
+  file(COPY_FILE ${configuration} ${CMAKE_BINARY_DIR}/python-headers/pyconfig.h)
+endif()
+set(Python_INCLUDE_DIR ${CMAKE_BINARY_DIR}/python-headers CACHE PATH "" FORCE)

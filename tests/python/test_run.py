@@ -97,7 +97,7 @@ def test_a_signal_ends_it_as_it_ends_python(tmp_path: Path) -> None:
 
 def test_an_interrupt_reaches_the_program(tmp_path: Path) -> None:
     text = (
-        # A shell starts what runs in the background with interrupts ignored, and children inherit it.
+        # What a shell starts in the background ignores interrupts, and so do its children.
         "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt:\n    print('caught')\n"
