@@ -316,9 +316,9 @@ class AttentionGraph {
       }
       const NodeId product_v = product(grouped(grad_out), g_.transpose(values_of(m, b)));
       const NodeId dp = times(dropped(ungrouped(product_v), b), rescale());
-      const NodeId delta = row_delta(m, p, dp, b);
-      NodeId ds = multiply(p, g_.binary(Op::kSubtract, dp, delta));
-      if (spec_.grad_sinks) add_to(sinks, grad_sinks(m, delta));
+      const NodeId delta = sum_over(multiply(p, dp), kColumn);
+      NodeId ds = multiply(p, g_.binary(Op::kSubtract, dp, less_grad_lse(delta, m.sees, b)));
+      if (spec_.grad_sinks) add_to(sinks, grad_sinks(m, less_grad_lse(delta, {}, b)));
       if (spec_.wants_grad_mask()) add_mask_term(masks, mask, ds, b);
       ds = grouped(through_softcap(ds, m));
       if (spec_.grad_query) {
@@ -354,11 +354,11 @@ class AttentionGraph {
     return g_.concat(parts, axis);
   }
 
-  /// D - dLSE.
-  NodeId row_delta(const Softmax& m, NodeId p, NodeId dp, const Block& b) {
-    const NodeId delta = g_.reduce(Op::kReduceSum, multiply(p, dp), kColumn);
+  /// D - dLSE. A row that sees no key has no part in the keys' gradients, but in that of its sink,
+  /// which is then its log-sum-exp.
+  NodeId less_grad_lse(NodeId delta, const std::optional<NodeId>& sees, const Block& b) {
     if (!spec_.grad_lse) return delta;
-    return g_.binary(Op::kSubtract, delta, zero_unless(m.sees, rows_of(grad_lse_, b)));
+    return g_.binary(Op::kSubtract, delta, zero_unless(sees, rows_of(grad_lse_, b)));
   }
 
   NodeId through_softcap(NodeId ds, const Softmax& m) {
