@@ -19,10 +19,12 @@ from mps_sdpa.environment import environment
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own for each test, and the built-in thresholds afterwards."""
+    """A folder and measurements of its own for each test, and the built-in thresholds after it."""
     monkeypatch.setenv("MPS_SDPA_CACHE_DIR", str(tmp_path))
     environment.cache_clear()
     monkeypatch.setattr(engine, "_thresholds", None)
+    monkeypatch.setattr(calibration, "_points", {})
+    monkeypatch.setattr(calibration, "_disturbed", {})
     return tmp_path / "thresholds.json"
 
 
