@@ -15,12 +15,16 @@ import zipfile
 from pathlib import Path
 
 MLX = ("mlx-metal==0.32.4", "macosx_14_0_arm64")
+PYOBJC_SHADERS = ("pyobjc-framework-metalperformanceshaders==12.2.2", "macosx_11_0_universal2")
+PYOBJC_GRAPH = ("pyobjc-framework-metalperformanceshadersgraph==12.2.2", "macosx_11_0_universal2")
+TENSORFLOW_METAL = ("tensorflow-metal==1.2.0", "macosx_12_0_arm64")
 
 
 def download(requirement: str, platform: str, folder: Path) -> Path:
     """Downloads one wheel by pip, without what it depends on."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--platform", platform, "--dest", str(folder), requirement]
+    command += ["--only-binary=:all:", "--platform", platform, "--python-version", "3.11"]
+    command += ["--dest", str(folder), requirement]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     return next(folder.glob("*.whl"))
 
