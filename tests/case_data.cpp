@@ -82,6 +82,15 @@ Tensor make_mask(const Case& spec, Source& source) {
   return mask;
 }
 
+/// A view enlarged to the given extents by strides of 0; absent stays absent.
+TensorView broadcast(TensorView view, const Extents& extents) {
+  for (int dim = 0; view.is_present() && dim < 4; ++dim)
+    view = expanded(view, dim, extents[static_cast<std::size_t>(dim)]);
+  return view;
+}
+
+}  // namespace
+
 Problem problem_of(const Case& s, std::uint64_t seed) {
   const MaskKind mask = s.mask.shape == MaskShape::kNone ? MaskKind::kNone
                         : s.mask.dtype == DType::kBool   ? MaskKind::kBool
@@ -106,15 +115,6 @@ Problem problem_of(const Case& s, std::uint64_t seed) {
       .has_sinks = s.sinks,
       .dropout = a.dropout};
 }
-
-/// A view enlarged to the given extents by strides of 0; absent stays absent.
-TensorView broadcast(TensorView view, const Extents& extents) {
-  for (int dim = 0; view.is_present() && dim < 4; ++dim)
-    view = expanded(view, dim, extents[static_cast<std::size_t>(dim)]);
-  return view;
-}
-
-}  // namespace
 
 CaseData::CaseData(const Case& s, std::uint64_t seed) : spec(s), problem(problem_of(s, seed)) {
   Source source(seed);

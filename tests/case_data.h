@@ -10,6 +10,9 @@
 
 namespace sdpa::cases {
 
+/// The problem of a case; `seed` is that of dropout.
+Problem problem_of(const Case& spec, std::uint64_t seed);
+
 /// All tensors of a case, with random inputs, and their views as a back end receives them: rank 4,
 /// broadcast dimensions with stride 0.
 struct CaseData {

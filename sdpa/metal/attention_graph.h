@@ -26,8 +26,11 @@ struct GraphLimits {
   /// Scores alive at a time, written out: 64 Mi float32 are 256 MiB. A guess, not measured.
   std::int64_t block_scores = std::int64_t{1} << 26;
   /// Scores of one call of Apple's operator: past 2^32 they are silently wrong, past 2^31 some
-  /// releases crash.
-  std::int64_t operator_scores = std::int64_t{1} << 30;
+  /// releases crash. A mask of them in float32 is within `array_bytes`.
+  std::int64_t operator_scores = (std::int64_t{1} << 30) - 1;
+  /// Keys of one call of Apple's operator: its second product sums over them, and what is said of
+  /// `reduction` may hold within it.
+  std::int64_t operator_keys = 32766;
   /// Queries of a block where causality or a window hides keys: what is hidden from all of them is
   /// not computed. A guess, not measured.
   std::int64_t banded_rows = 1024;
@@ -35,6 +38,9 @@ struct GraphLimits {
   std::int64_t reduction = 16384;
   /// Blocks of one graph; a graph of more nodes takes long to compile.
   std::int64_t blocks = 64;
+  /// (M + 2K) N of a product of M x K by K x N, in bytes: from 2^31 on MPSMatrixMultiplication,
+  /// which MPSGraph may use, gives wrong numbers.
+  std::int64_t product_bytes = (std::int64_t{1} << 31) - 1;
   /// Bytes of one array: macOS 15 stops the process past 2^32.
   std::int64_t array_bytes = (std::int64_t{1} << 32) - 1;
 };
@@ -79,8 +85,9 @@ struct Piece {
   std::int64_t first_kv_head = 0, kv_heads = 0;
 };
 
-/// The parts whose scores fit. One, if all do.
-std::vector<Piece> pieces_of(const Problem& problem, const GraphLimits& limits = {});
+/// The parts whose scores and arrays fit. One, if all do. Throws std::runtime_error where a mask of
+/// one head is too large an array: that is not known before its extents are.
+std::vector<Piece> pieces_of(const GraphSpec& spec);
 
 /// The problem and the tensors of one part.
 Problem restricted(Problem problem, const Piece& piece);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
 #include <sstream>
+#include <stdexcept>
 
 #include "sdpa/metal/graph_blocks.h"
 
@@ -26,6 +27,17 @@ std::int64_t least_rows(const Problem& s, const GraphLimits& limits) {
   return std::min(s.q_len, std::max<std::int64_t>(ceil_div(s.q_len, limits.blocks), 64));
 }
 
+/// Whether the products of a block of queries with all keys are within what is computed right: of
+/// queries and keys, of probabilities and values, and of probabilities, turned, and queries.
+bool products_fit(const Problem& s, const GraphLimits& limits, std::int64_t rows) {
+  const std::int64_t queries = s.group() * rows, dim = std::max(s.qk_dim, s.v_dim);
+  const auto fits = [&](std::int64_t m, std::int64_t k, std::int64_t n) {
+    return (m + 2 * std::min(k, limits.reduction)) * n * 4 <= limits.product_bytes;
+  };
+  return fits(queries, dim, s.kv_len) && fits(queries, s.kv_len, dim) &&
+         fits(s.kv_len, queries, dim);
+}
+
 std::int64_t rows_of_block(const GraphSpec& spec) {
   const Problem& s = spec.problem;
   const GraphLimits& limits = spec.limits;
@@ -33,8 +45,9 @@ std::int64_t rows_of_block(const GraphSpec& spec) {
   const std::int64_t scores = uses_operator(spec) ? limits.operator_scores : limits.block_scores;
   std::int64_t rows = std::max<std::int64_t>(scores / (s.batch * s.q_heads * s.kv_len), 1);
   if (is_banded(s)) rows = std::min(rows, limits.banded_rows);
-  rows = std::max(rows, ceil_div(s.q_len, limits.blocks));
-  return std::min(rows, s.q_len);
+  rows = std::clamp(rows, ceil_div(s.q_len, limits.blocks), s.q_len);
+  while (rows > 1 && !products_fit(s, limits, rows)) rows = ceil_div(rows, 2);
+  return rows;
 }
 
 Block block_at(const Problem& s, std::int64_t row, std::int64_t rows) {
@@ -57,19 +70,37 @@ std::int64_t largest_array(const Problem& s, std::int64_t q_heads, std::int64_t 
   return bytes;
 }
 
-/// How many of `count` equal parts fit: at least one.
-std::int64_t fitting(const Problem& s, const GraphLimits& limits, std::int64_t count,
-                     std::int64_t q_heads, std::int64_t kv_heads) {
-  const std::int64_t scores = q_heads * least_rows(s, limits) * s.kv_len;
-  const std::int64_t by_scores = limits.block_scores / scores;
-  const std::int64_t by_bytes = limits.array_bytes / largest_array(s, q_heads, kv_heads);
-  return std::clamp<std::int64_t>(std::min(by_scores, by_bytes), 1, count);
+/// Bytes of an array of the scores' rank, of which a part has some batch entries and heads.
+std::int64_t mask_bytes(const std::array<std::int64_t, 4>& extents, std::int64_t batches,
+                        std::int64_t q_heads, std::int64_t element_bytes) {
+  return std::min(extents[0], batches) * std::min(extents[1], q_heads) * extents[2] * extents[3] *
+         element_bytes;
 }
 
-bool fits_whole(const Problem& s, const GraphLimits& limits, std::int64_t q_heads,
-                std::int64_t kv_heads) {
-  return q_heads * least_rows(s, limits) * s.kv_len <= limits.block_scores &&
-         largest_array(s, q_heads, kv_heads) <= limits.array_bytes;
+/// Bytes of the larger of mask and its gradient.
+std::int64_t mask_bytes(const GraphSpec& spec, std::int64_t batches, std::int64_t q_heads) {
+  return std::max(
+      mask_bytes(spec.mask, batches, q_heads, sdpa::size_bytes(spec.problem.mask_dtype)),
+      mask_bytes(spec.grad_mask, batches, q_heads, 4));
+}
+
+/// Whether one graph can hold so many batch entries with so many heads.
+bool fits(const GraphSpec& spec, std::int64_t batches, std::int64_t kv_heads) {
+  const Problem& s = spec.problem;
+  const GraphLimits& limits = spec.limits;
+  const std::int64_t q_heads = kv_heads * s.group();
+  return batches * q_heads * least_rows(s, limits) * s.kv_len <= limits.block_scores &&
+         batches * largest_array(s, q_heads, kv_heads) <= limits.array_bytes &&
+         mask_bytes(spec, batches, q_heads) <= limits.array_bytes;
+}
+
+/// The largest of equal parts of `count` that fit, at least one: parts of one size share a graph.
+template <typename Fits>
+std::int64_t equal_part(std::int64_t count, const Fits& part_fits) {
+  for (std::int64_t parts = 1;; ++parts) {
+    const std::int64_t size = ceil_div(count, parts);
+    if (size <= 1 || part_fits(size)) return size;
+  }
 }
 
 TensorView part_of(TensorView view, int dim, std::int64_t first, std::int64_t count) {
@@ -89,6 +120,11 @@ TensorView part_of(const TensorView& view, const Piece& p, std::int64_t group) {
 
 TensorView heads_of(const TensorView& sinks, const Piece& p, std::int64_t group) {
   return part_of(sinks, 1, p.first_kv_head * group, p.kv_heads * group);
+}
+
+std::string too_large(std::int64_t bytes, const GraphLimits& limits) {
+  return "One array of a head has " + std::to_string(bytes) + " bytes; MPSGraph holds at most " +
+         std::to_string(limits.array_bytes) + ".";
 }
 
 /// Whether a mask or sinks can be read in another dtype without loss.
@@ -131,7 +167,8 @@ std::string key_of(const GraphSpec& spec) {
   for (const std::int64_t extent : spec.mask) add(extent);
   for (const std::int64_t extent : spec.grad_mask) add(extent);
   const GraphLimits& n = spec.limits;
-  add(n.block_scores, n.operator_scores, n.banded_rows, n.reduction, n.blocks);
+  add(n.block_scores, n.operator_scores, n.operator_keys, n.banded_rows, n.reduction, n.blocks,
+      n.product_bytes);
   return key.str();
 }
 
@@ -156,9 +193,9 @@ std::vector<std::string> graph_refusals(const Problem& s, const GraphLimits& lim
   if (s.mask != MaskKind::kNone && s.mask_varies_by_query) {
     bytes = std::max(bytes, s.q_len * s.kv_len * sdpa::size_bytes(s.mask_dtype));
   }
-  if (bytes > limits.array_bytes) {
-    reasons.push_back("One array of a head has " + std::to_string(bytes) +
-                      " bytes; MPSGraph holds at most " + std::to_string(limits.array_bytes) + ".");
+  if (bytes > limits.array_bytes) reasons.push_back(too_large(bytes, limits));
+  if (!products_fit(s, limits, least_rows(s, limits))) {
+    reasons.push_back("One product of a block and all keys is past what MPSGraph computes right.");
   }
   return reasons;
 }
@@ -167,6 +204,7 @@ bool uses_operator(const GraphSpec& spec) {
   const Problem& s = spec.problem;
   if (spec.pass == Pass::kBackward || spec.lse) return false;
   if (s.softcap > 0 || s.dropout.is_active() || s.qk_dim != s.v_dim) return false;
+  if (s.kv_len > spec.limits.operator_keys) return false;
   const bool knows_sinks =
       spec.has_descriptor && s.group() == 1 && is_exact(spec.sinks_dtype, s.dtype);
   if (s.has_sinks && !knows_sinks) return false;
@@ -192,11 +230,16 @@ std::vector<Block> blocks_of(const GraphSpec& spec) {
   return blocks;
 }
 
-std::vector<Piece> pieces_of(const Problem& s, const GraphLimits& limits) {
+std::vector<Piece> pieces_of(const GraphSpec& spec) {
+  const Problem& s = spec.problem;
+  const std::int64_t bytes = mask_bytes(spec, 1, s.group());
+  if (bytes > spec.limits.array_bytes) throw std::runtime_error(too_large(bytes, spec.limits));
   std::vector<Piece> pieces;
-  const bool whole = fits_whole(s, limits, s.q_heads, s.kv_heads);
-  const std::int64_t batches = whole ? fitting(s, limits, s.batch, s.q_heads, s.kv_heads) : 1;
-  const std::int64_t heads = whole ? s.kv_heads : fitting(s, limits, s.kv_heads, s.group(), 1);
+  const bool whole = fits(spec, 1, s.kv_heads);
+  const auto fit_batches = [&](std::int64_t n) { return fits(spec, n, s.kv_heads); };
+  const auto fit_heads = [&](std::int64_t n) { return fits(spec, 1, n); };
+  const std::int64_t batches = whole ? equal_part(s.batch, fit_batches) : 1;
+  const std::int64_t heads = whole ? s.kv_heads : equal_part(s.kv_heads, fit_heads);
   for (std::int64_t b = 0; b < s.batch; b += batches) {
     for (std::int64_t h = 0; h < s.kv_heads; h += heads) {
       pieces.push_back({.first_batch = b,

@@ -178,7 +178,7 @@ class GraphBackend final : public Backend {
   void run(const Problem& problem, const Tensors& tensors) const {
     GraphEngine& opened = opened_.require();
     try {
-      for (const Piece& piece : pieces_of(problem, limits_)) {
+      for (const Piece& piece : pieces_of(completed(spec_of(problem, tensors), &opened))) {
         run_piece(opened, restricted(problem, piece), restricted(problem, tensors, piece));
       }
     } catch (...) {

@@ -163,16 +163,19 @@ std::string ZeroCopy::explain(const Problem& problem, Pass pass) const {
 template <class Tensors>
 void ZeroCopy::run(const Problem& problem, const Tensors& tensors) const {
   GraphEngine& opened = engine().require();
-  const std::vector<Piece> pieces = pieces_of(problem, limits_);
+  const auto spec_for = [&](const Problem& of, const Tensors& views) {
+    GraphSpec spec = spec_of(of, views);
+    spec.limits = limits_;
+    spec.has_descriptor = opened.system.has_descriptor;
+    return spec;
+  };
+  const std::vector<Piece> pieces = pieces_of(spec_for(problem, tensors));
   check_sums(pieces.size(), tensors);
   for (const Piece& piece : pieces) {
     const apple::AutoreleasePool pool;
     const Problem part = restricted(problem, piece);
     const Tensors views = restricted(problem, tensors, piece);
-    GraphSpec spec = spec_of(part, views);
-    spec.limits = limits_;
-    spec.has_descriptor = opened.system.has_descriptor;
-    const auto executable = opened.executables.find(spec);
+    const auto executable = opened.executables.find(spec_for(part, views));
     Arrays arrays = arrays_of(*executable, views, places_);
     OnStream::run(stream_, [&](Handle<MPSCommandBuffer> commands) {
       if (part.dropout.is_active()) arrays[Role::kKeep] = draw_dropout(opened, part, commands);

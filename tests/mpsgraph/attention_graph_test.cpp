@@ -167,12 +167,14 @@ TEST(AttentionGraph, KeepsWithinWhatIsComputedRight) {
 }
 
 TEST(AttentionGraph, SplitsBatchesAndHeadsThatDoNotFit) {
-  Problem problem = CaseData(grouped(plain()), 1).problem;
+  GraphSpec spec{.problem = CaseData(grouped(plain()), 1).problem};
+  Problem& problem = spec.problem;
   problem.batch = 12;
   problem.q_len = problem.kv_len = 8192;
-  EXPECT_EQ(pieces_of(problem, {}).size(), 2u);  // 8 heads x 128 rows x 8192 keys: 2^23 an entry
+  EXPECT_EQ(pieces_of(spec).size(), 2u);  // 8 heads x 128 rows x 8192 keys: 2^23 an entry
+  EXPECT_EQ(pieces_of(spec)[0].batches, 6);
   problem.q_len = problem.kv_len = 65536;
-  const auto pieces = pieces_of(problem, {});
+  const auto pieces = pieces_of(spec);
   EXPECT_EQ(pieces.size(), 24u);
   EXPECT_EQ(restricted(problem, pieces[3]).dropout.first_head, 12);
 }
@@ -186,7 +188,7 @@ TEST(AttentionGraph, RefusesWithSentences) {
   problem.dtype = DType::kFloat32;
   problem.q_len = problem.kv_len = std::int64_t{1} << 20;
   EXPECT_EQ(graph_refusals(problem).at(0),
-            "One block of scores has 17179869184 elements; MPSGraph computes at most 1073741824 at "
+            "One block of scores has 17179869184 elements; MPSGraph computes at most 1073741823 at "
             "a time without faults.");
   problem.q_len = problem.kv_len = 1 << 17;
   problem.dropout.probability = 0.5;

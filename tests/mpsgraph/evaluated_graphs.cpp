@@ -81,34 +81,35 @@ std::vector<std::string> EvaluatedGraphs::unsupported(const Problem& problem, Pa
 std::string EvaluatedGraphs::explain(const Problem&, Pass) const { return "evaluated"; }
 
 template <typename AnyTensors>
-metal::Graph EvaluatedGraphs::graph_of(const Problem& problem, const AnyTensors& tensors) const {
+metal::GraphSpec EvaluatedGraphs::spec_for(const Problem& problem,
+                                           const AnyTensors& tensors) const {
   metal::GraphSpec spec = metal::spec_of(problem, tensors);
   spec.limits = limits_;
   spec.has_descriptor = has_descriptor_;
-  return metal::make_graph(spec);
+  return spec;
 }
 
 void EvaluatedGraphs::forward(const Problem& problem, const ForwardTensors& tensors) const {
-  for (const metal::Piece& piece : metal::pieces_of(problem, limits_)) {
+  for (const metal::Piece& piece : metal::pieces_of(spec_for(problem, tensors))) {
     const Problem part = metal::restricted(problem, piece);
     const ForwardTensors t = metal::restricted(problem, tensors, piece);
     Tensors inputs;
     add_common(inputs, part, t);
-    const Tensors outputs = evaluate(graph_of(part, t), inputs);
+    const Tensors outputs = evaluate(metal::make_graph(spec_for(part, t)), inputs);
     store(outputs, Role::kOut, t.out);
     store(outputs, Role::kLse, t.lse);
   }
 }
 
 void EvaluatedGraphs::backward(const Problem& problem, const BackwardTensors& tensors) const {
-  for (const metal::Piece& piece : metal::pieces_of(problem, limits_)) {
+  for (const metal::Piece& piece : metal::pieces_of(spec_for(problem, tensors))) {
     const Problem part = metal::restricted(problem, piece);
     const BackwardTensors t = metal::restricted(problem, tensors, piece);
     Tensors inputs;
     add_common(inputs, part, t);
     add(inputs, Role::kGradOut, t.grad_out);
     add(inputs, Role::kGradLse, t.grad_lse);
-    const Tensors outputs = evaluate(graph_of(part, t), inputs);
+    const Tensors outputs = evaluate(metal::make_graph(spec_for(part, t)), inputs);
     store(outputs, Role::kGradQuery, t.grad_query);
     store(outputs, Role::kGradKey, t.grad_key);
     store(outputs, Role::kGradValue, t.grad_value);

@@ -29,7 +29,7 @@ class EvaluatedGraphs : public Backend {
 
  private:
   template <typename Tensors>
-  metal::Graph graph_of(const Problem& problem, const Tensors& tensors) const;
+  metal::GraphSpec spec_for(const Problem& problem, const Tensors& tensors) const;
 
   metal::GraphLimits limits_;
   bool has_descriptor_;
