@@ -127,6 +127,32 @@ TEST(CpuBackward, ManyQueriesOfOneHeadAreSplit) {
   }
 }
 
+TEST(CpuBackward, OneQueryAndOneKeyAHead) {
+  for (const Layout layout : {Layout::kContiguous, Layout::kColumnStride})
+    for (const std::int64_t dim : {1, 7, 64, 65}) {
+      Case spec = shape(2, 1, 1, dim);
+      spec.batch = 70;
+      spec.q_heads = 6;
+      spec.v_dim = 80 - dim;
+      spec.layout = layout;
+      spec.grad_lse = true;
+      expect_agrees(spec);
+    }
+}
+
+TEST(CpuBackward, NaNOfAPairReachesItsHeadOnly) {
+  for (Tensor CaseData::* input :
+       {&CaseData::query, &CaseData::key, &CaseData::value, &CaseData::grad_out}) {
+    CaseData data(shape(3, 1, 1, 16), 19);
+    std::vector<double> values = (data.*input).values();
+    values[16] = kNaN;
+    (data.*input).assign(values);
+    const Expected oracle = expected(data);
+    run_backward(data);
+    for (const std::string& sentence : backward_failures(data, oracle)) ADD_FAILURE() << sentence;
+  }
+}
+
 TEST(CpuBackward, DoublesOfManyHeads) {
   Case spec = shape(2, 20, 30, 8);
   spec.batch = 3;

@@ -10,6 +10,7 @@
 #include <memory>
 #include <new>
 
+#include "sdpa/cpu/backward_pair.h"
 #include "sdpa/cpu/scratch.h"
 #include "sdpa/element.h"
 #include "sdpa/reference.h"
@@ -280,6 +281,7 @@ TensorRows group_rows(const TensorView& view, const Problem& s, std::int64_t bat
 void backward(const Problem& problem, const BackwardTensors& tensors,
               const BackwardKernels& kernels) {
   if (problem.dtype == DType::kFloat64) return backward_in_double(problem, tensors);
+  if (is_pair(problem)) return backward_pairs(problem, tensors);
   Pass(problem, tensors, kernels).run();
 }
 
