@@ -7,11 +7,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
-#include <memory>
 #include <stdexcept>
 
 #include "calls.h"
 #include "cases.h"
+#include "door.h"
 #include "graph.h"
 #include "metal.h"
 #include "options.h"
@@ -35,17 +35,6 @@ using sdpa::DType;
 using sdpa::ForwardTensors;
 using sdpa::TensorView;
 
-/// Runs a call whose results have been allocated, without the GIL, and counts it.
-Choice run(const ForwardTensors& tensors, const Options& options) {
-  Choice choice;
-  {
-    const nb::gil_scoped_release unlocked;
-    choice = sdpa::forward(tensors, options.attributes, options.request);
-  }
-  if (choice.backend != nullptr) count_call(choice.backend->name());
-  return choice;
-}
-
 /// (out, lse or None, Choice or None); out is None where torch's own function is to run. None for
 /// tensors that are not on the CPU.
 nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handle mask,
@@ -56,64 +45,6 @@ nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handl
   Choice choice = run(t, options);
   if (choice.backend == nullptr) out = lse = nb::none();
   return nb::make_tuple(out, lse, remarkable(std::move(choice), options));
-}
-
-/// The log-sum-exp of a call that autograd will come back to, without the cost of a tensor.
-struct SavedLse {
-  std::unique_ptr<double[]> memory;
-  TensorView view;
-  bool gradients_fit = false;  ///< they come in the shapes and dtypes of the inputs
-};
-
-/// Whether nothing is broadcast between query, key, value and output, and there is no mask.
-bool have_batch_of_output(const ForwardTensors& t) {
-  if (t.mask.is_present() || t.key.extent(-3) != t.value.extent(-3)) return false;
-  for (const TensorView* each : {&t.query, &t.key, &t.value}) {
-    if (each->rank != t.out.rank) return false;
-    for (int dim = -each->rank; dim < -3; ++dim)
-      if (each->extent(dim) != t.out.extent(dim)) return false;
-  }
-  return t.query.extent(-3) == t.out.extent(-3);
-}
-
-SavedLse allocate_lse(const TensorView& out, DType dtype) {
-  SavedLse lse{.memory = nullptr, .view = without_columns(out, wide(dtype))};
-  std::int64_t count = 1;
-  for (int dim = lse.view.rank - 1; dim >= 0; --dim) {
-    lse.view.strides[static_cast<std::size_t>(dim)] = count;
-    count *= lse.view.shape[static_cast<std::size_t>(dim)];
-  }
-  lse.memory = std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(count));
-  lse.view.data = lse.memory.get();
-  lse.view = with_column(lse.view);
-  return lse;
-}
-
-void set_attribute(nb::handle object, PyObject* name, nb::handle value) {
-  if (PyObject_SetAttr(object.ptr(), name, value.ptr()) != 0) throw nb::python_error();
-}
-
-/// The `forward` of an autograd function for calls without sinks whose LSE is not wanted: saves in
-/// `ctx` what `backward` needs. `call` is (Options, settings). The result is the output, or what
-/// the other `forward` gives where that is remarkable.
-nb::object forward_saving(nb::handle ctx, nb::handle query, nb::handle key, nb::handle value,
-                          nb::handle mask, nb::tuple call) {
-  static PyObject* const kToSave = PyUnicode_InternFromString("to_save");
-  static PyObject* const kCall = PyUnicode_InternFromString("call");
-  const nb::object first = call[0];
-  const auto& options = nb::cast<const Options&>(first);
-  ForwardTensors t = inputs_of(query, key, value, mask, nb::none());
-  if (t.query.device != sdpa::Device::kCpu) return nb::none();
-  nb::object out = allocate(t.out, order_of(t.query));
-  SavedLse lse = allocate_lse(t.out, t.query.dtype);
-  t.lse = lse.view;
-  lse.gradients_fit = have_batch_of_output(t);
-  nb::object choice = remarkable(run(t, options), options);
-  if (!choice.is_none() && nb::cast<const Choice&>(choice).backend == nullptr)
-    return nb::make_tuple(nb::none(), nb::none(), choice);
-  set_attribute(ctx, kToSave, nb::make_tuple(query, key, value, mask, out));
-  set_attribute(ctx, kCall, nb::make_tuple(call[0], call[1], nb::cast(std::move(lse))));
-  return choice.is_none() ? out : nb::object(nb::make_tuple(out, nb::none(), choice));
 }
 
 TensorView lse_of(nb::handle object) {
@@ -136,12 +67,7 @@ nb::object backward(nb::tuple saved, nb::handle grad_out, nb::handle grad_lse,
                     .grad_out = view_of(grad_out, "grad_out"),
                     .grad_lse = with_column(view_of(grad_lse, "grad_lse"))};
   nb::list gradients = allocate_gradients(t, wanted);
-  Choice choice;
-  {
-    const nb::gil_scoped_release unlocked;
-    choice = sdpa::backward(t, options.attributes, options.request);
-  }
-  return nb::make_tuple(gradients, remarkable(std::move(choice), options));
+  return nb::make_tuple(gradients, remarkable(run(t, options), options));
 }
 
 sdpa::Device device_named(const std::string& name) {
@@ -228,16 +154,12 @@ NB_MODULE(_core, m) {
   bind_cases(m);
   bind_packed(m);
   bind_calls(m);
+  bind_door(m);
   bind_metal(m);
   bind_graphs(m);
   m.def("attach", &attach, arg("tensor"), arg("parameter"), arg("capsule").none());
-  m.def("classify", &classify, arg("query"), arg("key"), arg("value"), arg("mask").none());
   m.def("forward", &forward, arg("query"), arg("key"), arg("value"), arg("mask").none(),
         arg("sinks").none(), arg("options"), arg("want_lse"));
-  nb::class_<SavedLse>(m, "SavedLse", "The log-sum-exp that a backward pass needs")
-      .def_ro("gradients_fit", &SavedLse::gradients_fit, "Gradients have the inputs' shapes");
-  m.def("forward_saving", &forward_saving, arg("ctx"), arg("query"), arg("key"), arg("value"),
-        arg("mask").none(), arg("call"));
   m.def("backward", &backward, arg("saved"), arg("grad_out"), arg("grad_lse").none(),
         arg("options"), arg("wanted"));
   m.def("explain", &explain, arg("query"), arg("key"), arg("value"), arg("mask").none(),

@@ -46,11 +46,28 @@ void count_call(std::string_view backend) {
   if (backend == kZeroCopy) call_counts.back().fetch_add(1, std::memory_order_relaxed);
 }
 
+sdpa::Choice run(const sdpa::ForwardTensors& tensors, const Options& options) {
+  sdpa::Choice choice;
+  {
+    const nb::gil_scoped_release unlocked;
+    choice = sdpa::forward(tensors, options.attributes, options.request);
+  }
+  if (choice.backend != nullptr) count_call(choice.backend->name());
+  return choice;
+}
+
+sdpa::Choice run(const sdpa::BackwardTensors& tensors, const Options& options) {
+  const nb::gil_scoped_release unlocked;
+  return sdpa::backward(tensors, options.attributes, options.request);
+}
+
+bool is_as_asked(const sdpa::Choice& choice, const Options& options) {
+  return choice.backend != nullptr && (options.request.backend == sdpa::kAuto ||
+                                       options.request.backend == choice.backend->name());
+}
+
 nb::object remarkable(sdpa::Choice&& choice, const Options& options) {
-  const bool as_asked =
-      choice.backend != nullptr &&
-      (options.request.backend == sdpa::kAuto || options.request.backend == choice.backend->name());
-  return as_asked ? nb::object(nb::none()) : nb::cast(std::move(choice));
+  return is_as_asked(choice, options) ? nb::object(nb::none()) : nb::cast(std::move(choice));
 }
 
 void bind_calls(nb::module_& m) {

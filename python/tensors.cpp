@@ -28,16 +28,11 @@ bool requires_grad(nb::handle tensor) {
   return nb::steal(PyObject_GetAttr(tensor.ptr(), kName)).is(nb::handle(Py_True));
 }
 
-/// A lazily negated tensor, such as the imaginary part of a conjugate: its memory holds the
-/// negative.
 bool is_negated(nb::handle tensor) {
   static PyObject* const kName = PyUnicode_InternFromString("is_neg");
   PyObject* arguments[] = {tensor.ptr()};
   return nb::steal(PyObject_VectorcallMethod(kName, arguments, 1, nullptr)).is(nb::handle(Py_True));
 }
-
-/// Whether an object's memory may be read as it is.
-bool is_readable(nb::handle object) { return is_plain(object) && !is_negated(object); }
 
 std::string unknown_dtype(const char* argument, const std::string& dtype) {
   const std::string allowed = std::string(argument) == "attn_mask"
@@ -197,6 +192,8 @@ void attach(nb::object tensor_type, nb::object parameter_type, nb::object capsul
   if (api == nullptr) throw nb::python_error();
   if (api->version.major == 1 && api->describe != nullptr) torch.exchange = api;
 }
+
+bool is_readable(nb::handle object) { return is_plain(object) && !is_negated(object); }
 
 int classify(nb::handle query, nb::handle key, nb::handle value, nb::handle mask) {
   const bool masked = !mask.is_none();

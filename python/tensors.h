@@ -27,8 +27,12 @@ struct Torch {
 /// Tells the module about torch. `capsule` is the table of C functions, or None.
 void attach(nb::object tensor_type, nb::object parameter_type, nb::object capsule);
 
-/// 0 if an object is not exactly a torch tensor or parameter (None is allowed for the mask) or is
-/// lazily negated, else 1, plus 2 if one of them requires a gradient.
+/// Whether an object is exactly a torch tensor or parameter, and its memory holds its values: that
+/// of a lazily negated one, such as the imaginary part of a conjugate, holds the negative.
+bool is_readable(nb::handle object);
+
+/// 0 if an object is not readable (None is allowed for the mask), else 1, plus 2 if one of them
+/// requires a gradient.
 int classify(nb::handle query, nb::handle key, nb::handle value, nb::handle mask);
 
 /// The view of a tensor; absent for None. Throws std::invalid_argument naming the argument when its

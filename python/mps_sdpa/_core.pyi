@@ -28,7 +28,24 @@ class Choice:
     def rejected(self) -> list[tuple[str, str]]: ...
 
 def attach(tensor: type, parameter: type, capsule: Any) -> None: ...
-def classify(query: Any, key: Any, value: Any, mask: Any) -> int: ...
+def attach_door(
+    modes: tuple[Any, ...],
+    forward_mode: dict[str, Any],
+    is_grad_enabled: Any,
+    options: Any,
+    apply: Any,
+) -> None: ...
+def forget_calls() -> None: ...
+def enter(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float | None,
+    backend: str,
+) -> Tensor | None: ...
 def forward(
     query: Tensor,
     key: Tensor,
@@ -39,8 +56,7 @@ def forward(
     want_lse: bool,
 ) -> tuple[Tensor | None, Tensor | None, Choice | None] | None: ...
 
-class SavedLse:
-    gradients_fit: bool
+class SavedLse: ...
 
 def forward_saving(
     ctx: Any,
@@ -49,7 +65,8 @@ def forward_saving(
     value: Tensor,
     mask: Tensor | None,
     call: tuple[Options, Any],
-) -> Tensor | tuple[Tensor | None, None, Choice] | None: ...
+) -> Tensor | tuple[Tensor | None, None, Choice | None]: ...
+def backward_saved(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...] | None: ...
 def backward(
     saved: tuple[Tensor | SavedLse | None, ...],
     grad_out: Tensor,

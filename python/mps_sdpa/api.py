@@ -18,8 +18,7 @@ from mps_sdpa.arguments import (
     sdpa_settings,
 )
 from mps_sdpa.arrays import like_array, to_tensor
-from mps_sdpa.autograd import apply_plain
-from mps_sdpa.engine import PLAIN, attend, is_special, sdpa_options
+from mps_sdpa.engine import attend
 from mps_sdpa.packed import attend_packed
 from mps_sdpa.subclasses import is_causal_bias, with_causal_bias
 from mps_sdpa.torch_ops import attend_through_dispatcher
@@ -27,9 +26,7 @@ from mps_sdpa.torch_ops_packed import attend_packed_through_dispatcher
 
 __all__ = ["attention", "sdpa_opt", "varlen_attention"]
 
-_classify = _core.classify
-_forward = _core.forward
-_is_grad_enabled = torch.is_grad_enabled
+_enter = _core.enter
 _is_compiling = torch.compiler.is_dynamo_compiling
 
 
@@ -66,19 +63,9 @@ def sdpa_opt(
             backend=backend,
         )[0]
     try:
-        if dropout_p == 0.0 and not is_special():
-            kind = _classify(query, key, value, attn_mask)
-            if kind:
-                training = kind != PLAIN and _is_grad_enabled()
-                call = sdpa_options(is_causal, scale, backend, training)
-                if training:
-                    out: Any = apply_plain(query, key, value, attn_mask, call)
-                else:
-                    out = _forward(query, key, value, attn_mask, None, call[0], False)
-                if type(out) is tuple and out[2] is None:
-                    out = out[0]
-                if type(out) is Tensor:
-                    return out
+        out = _enter(query, key, value, attn_mask, dropout_p, is_causal, scale, backend)
+        if out is not None:
+            return out
     except (RuntimeError, TypeError):
         pass  # the general door below finds out what is wrong and says so
     settings = sdpa_settings(dropout_p, is_causal, scale, backend)

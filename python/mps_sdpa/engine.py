@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """From torch tensors to the compiled module: options, routes, and what happens where none fits.
 
-The order of routes for one call: the fast door in `api` (plain CPU tensors, nothing special
-going on); `dispatch` below, which casts for autocast, expands unequal key and value heads, and
+The order of routes for one call: the fast door in door.cpp (plain CPU tensors, nothing special
+going on); `attend` below, which casts for autocast, expands unequal key and value heads, and
 sends to torch's own function what no back end of ours takes, counted under its reason.
 """
 
@@ -29,9 +29,7 @@ __all__ = [
     "attend",
     "forget_options",
     "is_ordinary",
-    "is_special",
     "options_for",
-    "sdpa_options",
     "set_thresholds",
 ]
 
@@ -39,9 +37,6 @@ __all__ = [
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 _SUBCLASS = "tensor subclass"
-
-#: Bits of what `_core.classify` returns.
-PLAIN, PLAIN_WITH_GRADIENT = 1, 3
 
 #: The kinds of device that kernels of ours run on.
 _KERNELS_ON = ("cpu", "mps")
@@ -59,6 +54,19 @@ def attach() -> None:
 
     api = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     _core.attach(Tensor, Parameter, api)
+    _core.attach_door(
+        (
+            _transforms,
+            _dispatch_modes,
+            _function_modes,
+            torch._C._is_any_autocast_enabled,
+            _tracing,
+        ),
+        vars(forward_ad),
+        torch.is_grad_enabled,
+        sdpa_options,
+        autograd.apply_plain,
+    )
     _core.set_thread_count(environment().threads)
     _attached = True
     use_cached("cpu")
@@ -117,25 +125,13 @@ def forget_options() -> None:
     """Drops cached options; for when the default back end changes."""
     options_for.cache_clear()
     sdpa_options.cache_clear()
+    _core.forget_calls()
 
 
-_autocast = torch._C._is_any_autocast_enabled
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _transforms = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
-
-
-def is_special() -> bool:
-    """Whether anything is going on in torch that the fast door does not know."""
-    return (
-        _transforms()
-        or _dispatch_modes() != 0
-        or _function_modes() != 0
-        or _autocast()
-        or forward_ad._current_level >= 0
-        or _tracing() is not None
-    )
 
 
 def _only_default_device() -> bool:
