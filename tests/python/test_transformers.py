@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch.profiler import ProfilerActivity, profile
+from transformers.masking_utils import chunked_causal_mask_function, sdpa_mask
+from transformers.masking_utils import sliding_window_causal_mask_function as window_function
 
 import mps_sdpa
+from mps_sdpa.integrations.position_mask import PositionMask, mask_function
 
 SMALL = {
     "vocab_size": 96,
@@ -68,9 +73,9 @@ def _pair(name: str, options: dict[str, Any], head: str = "ForCausalLM") -> list
     return models
 
 
-def _decoder(name: str) -> list[Any]:
+def _decoder(name: str, **changes: Any) -> list[Any]:
     kind, options = DECODERS[name]
-    return _pair(kind, options, "LMHeadModel" if kind == "GPT2" else "ForCausalLM")
+    return _pair(kind, {**options, **changes}, "LMHeadModel" if kind == "GPT2" else "ForCausalLM")
 
 
 def _batch() -> dict[str, torch.Tensor]:
@@ -214,3 +219,93 @@ def test_paged_cache_is_refused() -> None:
         mps_sdpa.integrations.transformers.attention_forward(
             torch.nn.Identity(), q, q, q, None, cache=object()
         )
+
+
+@pytest.mark.parametrize("cache", ["Dynamic", "Static"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Gemma 2", "GPT-OSS"])
+def test_a_prompt_in_pieces(name: str, cache: str) -> None:
+    """Later pieces see earlier ones: the mask is aligned lower right."""
+    ids = torch.randint(2, 90, (2, 17))
+    results = []
+    for model in _decoder(name):
+        limit = {"max_cache_len": 20} if cache == "Static" else {}
+        kept = getattr(transformers, f"{cache}Cache")(config=model.config, **limit)
+        with torch.no_grad():
+            pieces = [
+                model(input_ids=ids[:, first:last], cache=kept).logits
+                for first, last in ((0, 3), (3, 8), (8, 16), (16, 17))
+            ]
+        results.append(torch.cat(pieces, 1))
+    torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-4)
+
+
+GEOMETRIES = [
+    {"q_length": 9, "kv_length": 9},
+    {"q_length": 3, "kv_length": 9, "q_offset": 6},
+    {"q_length": 3, "kv_length": 12, "q_offset": torch.tensor(6)},
+    {"q_length": 4, "kv_length": 8, "q_offset": 11, "kv_offset": 7},
+    {"q_length": 1, "kv_length": 9, "q_offset": 8},
+    {"q_length": 1, "kv_length": 9, "q_offset": 4},
+    {"q_length": 5, "kv_length": 9, "q_offset": 0},
+]
+
+
+@pytest.mark.parametrize("window", [None, 3, 8, 20])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_numbers_say_the_same_as_torchs_mask(geometry: dict[str, Any], window: int | None) -> None:
+    config = transformers.MistralConfig(sliding_window=window)
+    options = {"batch_size": 2, **geometry, "local_size": window, "config": config}
+    if window is not None:
+        options["mask_function"] = window_function(window)
+    expected = sdpa_mask(**options, allow_is_causal_skip=False)
+    found = mask_function(**options)
+    if found is None:
+        assert sdpa_mask(**options) is None
+        return
+    assert type(found) is PositionMask
+    assert (found.shape, found.dtype, found.dim()) == (expected.shape, torch.bool, 4)
+    assert torch.equal(found, expected)
+    assert torch.equal(found[..., 1:], expected[..., 1:])
+
+
+def test_other_masks_are_torchs() -> None:
+    chunks = transformers.Llama4TextConfig(attention_chunk_size=4)
+    options: dict[str, Any] = {"batch_size": 1, "q_length": 9, "kv_length": 9}
+    chunked = {"mask_function": chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long))}
+    padded = {"attention_mask": torch.arange(9)[None] > 1}
+    edited = {"allow_is_causal_skip": False}
+    for more in ({**chunked, "local_size": 4, "config": chunks}, padded, edited):
+        found = mask_function(**options, **more)
+        assert type(found) is torch.Tensor
+        assert torch.equal(found, sdpa_mask(**options, **more))
+
+
+def _largest_allocation(call: Callable[[], object]) -> int:
+    """The most memory, in bytes, that any single operation of torch allocates."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    return max(event.self_cpu_memory_usage for event in profiled.events())
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma 2", "GPT-OSS"])
+def test_no_mask_is_filled_for_a_window(name: str) -> None:
+    length = 1024
+    _, ours = _decoder(name, max_position_embeddings=length)
+    _, torchs = _decoder(name, max_position_embeddings=length)
+    ids = torch.randint(2, 90, (1, length))
+    with torch.no_grad():
+        ours(input_ids=ids)
+        assert _largest_allocation(lambda: ours(input_ids=ids)) < length**2
+        transformers.AttentionMaskInterface.register("mps_sdpa", sdpa_mask)
+        assert _largest_allocation(lambda: torchs(input_ids=ids)) >= length**2
+
+
+def test_compiled_layers_take_a_window_as_numbers() -> None:
+    _, model = _decoder("Mistral")
+    ids = torch.randint(2, 90, (1, 20))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        for layer in model.model.layers:
+            layer.compile(backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mps_sdpa.api import attention, sdpa_opt
+from mps_sdpa.integrations.position_mask import PositionMask, mask_function
 
 __all__ = ["NAME", "attention_forward", "register"]
 
@@ -23,6 +24,10 @@ def _with_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
     if mask.dtype == torch.bool:
         return torch.where(mask, bias, float("-inf"))
     return mask + bias
+
+
+def _is_causal(module: torch.nn.Module, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
 def attention_forward(
@@ -43,27 +48,34 @@ def attention_forward(
     """The attention function that transformers calls: [batch, heads, len, dim] in, heads inside.
 
     Heads are grouped natively. Without a mask the model is causal by itself, aligned upper left,
-    but for a single query, which sees everything. A sliding window comes as part of the mask.
+    but for a single query, which sees everything. A sliding window is part of the mask, which
+    `mask_function` leaves as numbers where it can.
     """
     if cache is not None:
         raise ValueError("the paged cache of continuous batching is not supported by mps_sdpa")
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = bool(causal) and attention_mask is None and query.size(2) > 1
+    causal: bool | str = _is_causal(module, is_causal) and attention_mask is None
+    causal = causal and query.size(2) > 1
+    window = None
+    if type(attention_mask) is PositionMask and position_bias is None:
+        keys = attention_mask.last_key
+        key, value = key[:, :, :keys], value[:, :, :keys]
+        causal, window, attention_mask = "lower_right", attention_mask.sides, None
     mask = _with_bias(attention_mask, position_bias)
-    if softcap or s_aux is not None:
+    if softcap or s_aux is not None or causal == "lower_right":
         out = attention(
             query,
             key,
             value,
             mask=mask,
             causal=causal,
+            window=window,
             softcap=softcap or 0.0,
             sinks=s_aux,
             dropout=dropout,
             scale=scaling,
         )
     else:
-        out = sdpa_opt(query, key, value, mask, dropout, causal, scale=scaling)
+        out = sdpa_opt(query, key, value, mask, dropout, causal is True, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -85,8 +97,7 @@ def _admit(model_class: Any) -> None:
 def register() -> None:
     """Makes "mps_sdpa" an attention implementation of transformers, with its mask function."""
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, mask_function)
     _admit(PreTrainedModel)
