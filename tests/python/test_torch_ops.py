@@ -13,6 +13,7 @@ import torch
 import torch._inductor
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
@@ -149,6 +150,21 @@ def test_compiled_causal_bias() -> None:
 
     compiled = torch.compile(lower_right, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k), lower_right(q, k))
+
+
+@pytest.mark.parametrize("function", [F.scaled_dot_product_attention, sdpa_opt])
+def test_compilers_cannot_construct_a_causal_bias(function: Callable[..., Tensor]) -> None:
+    """The compiler stops at the constructor itself, whoever is called with the bias afterwards."""
+    torch._dynamo.reset()
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 9, 8)
+
+    def lower_right(q: Tensor, k: Tensor) -> Tensor:
+        return function(q, k, k, causal_lower_right(q.size(-2), k.size(-2)))
+
+    with pytest.raises(Unsupported, match="subclass default constructor"):
+        torch.compile(lower_right, fullgraph=True, backend="aot_eager")(q, k)
+    with_a_break = torch.compile(lower_right, backend="aot_eager")
+    torch.testing.assert_close(with_a_break(q, k), lower_right(q, k))
 
 
 def test_operators_gradient_is_differentiable() -> None:
