@@ -83,7 +83,9 @@ Choice lasting(Choice&& choice) {
 }
 
 sdpa::Request request_of(const Options& options, const Candidates& candidates) {
-  return {.backend = options.request.backend, .thresholds = {}, .candidates = candidates.list};
+  return {.backend = options.request.backend,
+          .thresholds = options.request.thresholds,
+          .candidates = candidates.list};
 }
 
 // ---- Plans as numbers ----
@@ -207,8 +209,8 @@ nb::tuple metal_explain(nb::tuple inputs, const Options& options, const std::str
   const sdpa::Pass pass = pass_named(pass_name);
   const sdpa::Problem problem = sdpa::make_problem(t, options.attributes);
   const Candidates candidates(launcher);
-  Choice choice =
-      sdpa::select(problem, pass, options.request.backend, candidates.list, sdpa::Thresholds{});
+  Choice choice = sdpa::select(problem, pass, options.request.backend, candidates.list,
+                               options.request.thresholds);
   std::string plan;
   if (choice.backend != nullptr && !problem.is_degenerate())
     plan = choice.backend->explain(problem, pass);

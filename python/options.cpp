@@ -13,14 +13,15 @@ namespace {
 
 namespace nb = nanobind;
 
-/// Per pass, the least work for each dtype in the order of sdpa::DType.
-using ThresholdLists = std::optional<std::vector<std::vector<double>>>;
+/// Per pass and dtype (in the order of sdpa::DType), the least work for each class of dimensions.
+using ThresholdLists = std::optional<std::vector<std::vector<std::vector<double>>>>;
 
 sdpa::Thresholds to_thresholds(const ThresholdLists& lists) {
   sdpa::Thresholds thresholds;
   for (std::size_t pass = 0; lists && pass < 2; ++pass)
     for (std::size_t dtype = 0; dtype < 5; ++dtype)
-      thresholds.minimum_work[pass][dtype] = lists->at(pass).at(dtype);
+      for (std::size_t dim = 0; dim < sdpa::kDimClasses; ++dim)
+        thresholds.minimum_work[pass][dtype][dim] = lists->at(pass).at(dtype).at(dim);
   return thresholds;
 }
 
@@ -53,6 +54,7 @@ nb::list rejections(const sdpa::Choice& choice) {
 
 void bind_options(nb::module_& m) {
   using nb::arg;
+  m.attr("dim_bounds") = nb::make_tuple(sdpa::kDimBounds[0], sdpa::kDimBounds[1]);
   nb::class_<Options>(m, "Options", "What a call asks for besides tensors")
       .def("__init__", &construct, nb::kw_only(), arg("scale").none() = nb::none(),
            arg("causal") = 0, arg("window") = std::pair<std::int64_t, std::int64_t>(-1, -1),

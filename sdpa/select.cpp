@@ -45,6 +45,14 @@ bool take(const Backend& backend, const Problem& problem, Pass pass, Choice& cho
   return true;
 }
 
+/// Whether the framework's own function has all that is asked for, as in what calibration timed.
+/// It draws other random numbers for dropout, so a seed would not hold.
+bool is_plain(const Problem& problem) {
+  return problem.softcap == 0 && !problem.has_sinks && !problem.dropout.is_active() &&
+         problem.causal != Causal::kLowerRight && problem.window.left < 0 &&
+         problem.window.right < 0;
+}
+
 }  // namespace
 
 double work(const Problem& problem) {
@@ -64,8 +72,8 @@ Choice select(const Problem& problem, Pass pass, std::string_view requested,
       choice.why = "It was asked for by name.";
       return choice;
     }
-  const double minimum = thresholds.of(pass, problem.dtype);
-  if (automatic && minimum > 0 && work(problem) < minimum) {
+  const double minimum = thresholds.of(pass, problem);
+  if (automatic && minimum > 0 && is_plain(problem) && work(problem) < minimum) {
     choice.why = "Calibration found the framework's own function faster below this amount of work.";
     return choice;
   }

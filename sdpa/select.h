@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -11,14 +10,19 @@
 
 namespace sdpa {
 
+/// Head dimensions up to the first of these share thresholds, and those above it up to the second.
+constexpr std::int64_t kDimBounds[] = {64, kMaxHeadDim};
+constexpr int kDimClasses = 2;
+
 /// From which amount of work on a back end beats the framework's own function ("stock"), measured
 /// by calibration. Work is batch * heads * visible pairs * dim; 0: always; infinity: never.
 struct Thresholds {
-  /// Indexed by Pass and DType.
-  double minimum_work[2][5] = {};
+  /// Indexed by Pass, DType and the class of the head dimension.
+  double minimum_work[2][5][kDimClasses] = {};
 
-  double of(Pass pass, DType dtype) const {
-    return minimum_work[static_cast<int>(pass)][static_cast<int>(dtype)];
+  double of(Pass pass, const Problem& problem) const {
+    return minimum_work[static_cast<int>(pass)][static_cast<int>(problem.dtype)]
+                       [problem.qk_dim > kDimBounds[0]];
   }
 };
 
@@ -40,7 +44,8 @@ constexpr std::string_view kStock = "stock";
 
 /// Walks `candidates` in order of preference: an explicit `requested` name first, then the others;
 /// the first that is on the problem's device, available, and has nothing against the problem wins.
-/// Under "auto" a problem below the threshold goes to stock. Pure: same arguments, same choice.
+/// Under "auto" a problem below the threshold goes to stock, if the framework's own function has
+/// all that it asks for. Pure: same arguments, same choice.
 Choice select(const Problem& problem, Pass pass, std::string_view requested,
               std::span<const Backend* const> candidates, const Thresholds& thresholds);
 

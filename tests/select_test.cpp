@@ -105,16 +105,38 @@ TEST_F(Select, StockRunsNothing) {
 }
 
 TEST_F(Select, LittleWorkGoesToStockUnderAutoOnly) {
-  thresholds.minimum_work[0][0] = work(problem) + 1;
+  thresholds.minimum_work[0][0][0] = work(problem) + 1;
   EXPECT_EQ(choose("auto").backend, nullptr);
   EXPECT_EQ(choose("auto").why,
             "Calibration found the framework's own function faster below this amount of work.");
   EXPECT_EQ(choose("first").backend, &first);
   EXPECT_EQ(choose("auto", Pass::kBackward).backend, &first) << "each pass has its own threshold";
-  thresholds.minimum_work[0][0] = work(problem);
+  thresholds.minimum_work[0][0][0] = work(problem);
   EXPECT_EQ(choose("auto").backend, &first);
-  thresholds.minimum_work[0][0] = std::numeric_limits<double>::infinity();
+  thresholds.minimum_work[0][0][0] = std::numeric_limits<double>::infinity();
   EXPECT_EQ(choose("auto").backend, nullptr);
+}
+
+TEST_F(Select, EachClassOfDimensionsHasItsOwnThreshold) {
+  thresholds.minimum_work[0][0][1] = std::numeric_limits<double>::infinity();
+  problem.qk_dim = kDimBounds[0];
+  EXPECT_EQ(choose("auto").backend, &first);
+  problem.qk_dim = kDimBounds[0] + 1;
+  EXPECT_EQ(choose("auto").backend, nullptr);
+}
+
+TEST_F(Select, WhatTheFrameworkLacksIsNotSentToItForBeingSmall) {
+  thresholds.minimum_work[0][0][0] = std::numeric_limits<double>::infinity();
+  const Problem plain = problem;
+  for (const auto& change : std::vector<void (*)(Problem&)>{
+           [](Problem& p) { p.softcap = 1; }, [](Problem& p) { p.has_sinks = true; },
+           [](Problem& p) { p.dropout.probability = 0.1; }, [](Problem& p) { p.window.left = 3; },
+           [](Problem& p) { p.window.right = 3; },
+           [](Problem& p) { p.causal = Causal::kLowerRight; }}) {
+    problem = plain;
+    change(problem);
+    EXPECT_EQ(choose("auto").backend, &first);
+  }
 }
 
 TEST_F(Select, WorkCountsVisiblePairs) {

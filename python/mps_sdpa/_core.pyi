@@ -16,7 +16,7 @@ class Options:
         seed: int = 0,
         offset: int = 0,
         backend: str = "auto",
-        thresholds: list[list[float]] | None = None,
+        thresholds: list[list[list[float]]] | None = None,
     ) -> None: ...
 
 class Choice:
@@ -141,6 +141,7 @@ MetalLaunch = tuple[str, Extent, Extent, list[int]]
 MetalPiece = tuple[list[MetalLaunch], list[tuple[int, int]], list[int], list[float], dict[int, int]]
 """Launches, scratch as (role, bytes), whole numbers, real numbers, offsets by role."""
 
+dim_bounds: tuple[int, int]
 metal_roles: list[str]
 
 def metal_chip(name: str) -> MetalDevice: ...

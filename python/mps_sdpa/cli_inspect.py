@@ -190,7 +190,8 @@ def _show_explanation(found: dict[str, Any]) -> None:
 @click.option("--show", is_flag=True, help="Only show what is kept; measure nothing.")
 @shared.json_option
 def calibrate(device: str, force: bool, show: bool, as_json: bool) -> None:
-    """Measures from which amount of work on each back end beats torch, per dtype and pass."""
+    """Measures from which amount of work on each back end beats torch, per dtype, pass and head
+    dimension."""
     from mps_sdpa import calibration, threshold_cache
 
     kept = threshold_cache.read(device)
@@ -206,10 +207,11 @@ def calibrate(device: str, force: bool, show: bool, as_json: bool) -> None:
     if thresholds is None:
         shared.console().print(f"nothing is kept for {device}: the built-in crossovers serve")
         return
-    table = Table("pass", "dtype", "ours from this work on")
+    table = Table("pass", "dtype", "head dimensions to", "ours from this work on")
     for which, each in thresholds.items():
         for dtype in ("float32", "float16", "bfloat16"):
-            table.add_row(which, dtype, calibration.in_words(each[dtype]))
+            for dim, work in each[dtype].items():
+                table.add_row(which, dtype, str(dim), calibration.in_words(work))
     shared.console().print(table)
     shared.console().print("work is batch x heads x visible pairs x key dimension")
     if not show and threshold_cache.read(device) is None:

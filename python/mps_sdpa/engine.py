@@ -42,7 +42,10 @@ _SUBCLASS = "tensor subclass"
 _KERNELS_ON = ("cpu", "mps")
 
 _attached = False
-_thresholds: list[list[float]] | None = None
+
+#: For each pass, dtype and class of head dimensions, the least work; see sdpa/select.h.
+ThresholdLists = list[list[list[float]]]
+_thresholds: dict[str, ThresholdLists] = {}
 
 
 def attach() -> None:
@@ -79,23 +82,27 @@ def _resolved(backend: str) -> str:
     return backend
 
 
-def set_thresholds(lists: list[list[float]] | None) -> None:
-    """From which work on a back end beats torch's own function: [pass][dtype], see sdpa/select.h.
-
-    A call that will have a backward pass is judged by the thresholds of that pass.
-    """
-    global _thresholds
-    _thresholds = lists
+def set_thresholds(device: str, lists: ThresholdLists | None) -> None:
+    """From which work on a back end beats torch's own function on a device."""
+    _thresholds.pop(device, None)
+    if lists is not None:
+        _thresholds[device] = lists
     forget_options()
 
 
 @functools.lru_cache(maxsize=512)
-def options_for(settings: Settings, training: bool = False) -> _core.Options:
-    """The compiled form of settings, with the back end's name checked."""
+def options_for(
+    settings: Settings, training: bool = False, measured_on: str | None = None
+) -> _core.Options:
+    """The compiled form of settings, with the back end's name checked.
+
+    `measured_on` is the device whose thresholds apply, if any do. A call that will have a backward
+    pass is judged by the thresholds of that pass.
+    """
     attach()
-    thresholds = _thresholds
+    thresholds = None if measured_on is None else _thresholds.get(measured_on)
     if training and thresholds is not None:
-        thresholds = [thresholds[1], [0.0] * len(thresholds[1])]
+        thresholds = [thresholds[1], [[0.0] * len(each) for each in thresholds[1]]]
     return _core.Options(
         scale=settings.scale,
         causal=int(settings.causal),
@@ -118,7 +125,7 @@ def sdpa_options(
         raise TypeError("not for the fast door")
     causal = Causal.UPPER_LEFT if is_causal else Causal.NONE
     settings = Settings(scale=scale, causal=causal, backend=backend)
-    return options_for(settings, training), settings
+    return options_for(settings, training, "cpu"), settings
 
 
 def forget_options() -> None:
@@ -222,6 +229,23 @@ def is_ordinary(tensors: tuple[Tensor | None, ...], settings: Settings) -> bool:
     )
 
 
+def _thresholds_for(kind: str, settings: Settings, want_lse: bool) -> str | None:
+    """The device whose thresholds judge a call: none where torch's function lacks what is asked.
+
+    On an Apple GPU the first such call has them measured. Compiled graphs ask for the log-sum-exp,
+    so that nothing is ever measured inside one.
+    """
+    if want_lse or settings.dropout or not settings.is_torchs:
+        return None
+    if _resolved(settings.backend) != "auto":
+        return None
+    if kind == "mps":
+        from mps_sdpa.calibration import prepare
+
+        prepare(kind)
+    return kind
+
+
 def _equal_heads(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Key and value with the same number of heads: the smaller is repeated."""
     if min(key.dim(), value.dim()) < 3 or key.size(-3) == value.size(-3):
@@ -292,7 +316,6 @@ def attend(
     want_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """One call in full generality: the output, and the log-sum-exp if wanted."""
-    options = options_for(settings)
     if _resolved(settings.backend) == "stock":
         return stock_attention(query, key, value, mask, sinks, settings, want_lse)
     kind = devices.kind(query)
@@ -317,9 +340,10 @@ def attend(
     inputs = _resolved_inputs(query, key, value, mask, sinks)
     if kind == "mps" and 0 in (query.numel(), key.numel(), value.numel()):
         return composite.attention(*inputs, settings)  # nothing to launch
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        training = options_for(settings, training=True)
-        out, lse, choice = autograd.apply(*inputs, training, settings, want_lse)
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    options = options_for(settings, training, _thresholds_for(kind, settings, want_lse))
+    if training:
+        out, lse, choice = autograd.apply(*inputs, options, settings, want_lse)
     else:
         found_or_none = launchers.forward(*inputs, options, want_lse)
         assert found_or_none is not None

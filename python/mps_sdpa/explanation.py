@@ -60,7 +60,7 @@ def explain(
     settings = attention_settings(causal, window, softcap, dropout, scale, 0, backend)
     check_tensors(q, k, v, mask)
     pass_ = "backward" if training else "forward"
-    options = options_for(settings)
+    options = options_for(settings, measured_on=devices.kind(q))
     problem, plan, choice = launchers.explain(q, k, v, mask, sinks, options, pass_)
     against = dict(choice.rejected)
     reasons = {name: against.get(name) or reason_against(name) for name in NAMES}

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 
 from mps_sdpa import _core
 from mps_sdpa.environment import environment
@@ -19,11 +21,13 @@ __all__ = [
     "record_stock_call",
     "reset_call_stats",
     "reset_fallback_stats",
+    "uncounted",
 ]
 
 _log = logging.getLogger("mps_sdpa.fallback")
 _lock = threading.Lock()
 _stock_calls = 0
+_uncounted: collections.Counter[str] = collections.Counter()
 _fallbacks: collections.Counter[str] = collections.Counter()
 
 
@@ -41,12 +45,23 @@ def record_fallback(reason: str) -> None:
     _log.log(environment().fallback_level, "fallback: %s", reason)
 
 
+def _all_calls() -> collections.Counter[str]:
+    return collections.Counter({**_core.call_counts(), "stock": _stock_calls})
+
+
+@contextlib.contextmanager
+def uncounted() -> Iterator[None]:
+    """Calls made inside are not the user's and do not count."""
+    before = _all_calls()
+    try:
+        yield
+    finally:
+        _uncounted.update(_all_calls() - before)
+
+
 def get_call_stats() -> dict[str, int]:
     """Calls per back end since the start or the last reset; those with none are left out."""
-    counts = {name: count for name, count in _core.call_counts().items() if count}
-    if _stock_calls:
-        counts["stock"] = _stock_calls
-    return counts
+    return dict(_all_calls() - _uncounted)
 
 
 def get_fallback_stats() -> dict[str, int]:
@@ -60,6 +75,7 @@ def reset_call_stats() -> None:
     global _stock_calls
     with _lock:
         _stock_calls = 0
+    _uncounted.clear()
     _core.reset_call_counts()
 
 

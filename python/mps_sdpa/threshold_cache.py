@@ -24,12 +24,12 @@ import platformdirs
 import torch
 
 from mps_sdpa import _core
-from mps_sdpa.crossovers import DTYPES, PASSES, Thresholds
+from mps_sdpa.crossovers import DIMS, DTYPES, PASSES, Thresholds
 from mps_sdpa.environment import environment
 
 __all__ = ["cache_file", "fingerprint", "read", "write"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 _log = logging.getLogger("mps_sdpa.calibration")
 
 
@@ -57,7 +57,13 @@ def read(device: str) -> Thresholds | None:
     if entry is None:
         return None
     try:
-        return {which: {d: _number(entry[which][d]) for d in DTYPES} for which in PASSES}
+        return {
+            which: {
+                dtype: {dim: _number(entry[which][dtype][str(dim)]) for dim in DIMS}
+                for dtype in DTYPES
+            }
+            for which in PASSES
+        }
     except (KeyError, TypeError, ValueError):
         _log.warning("%s is damaged and is ignored", cache_file())
         return None
@@ -96,10 +102,13 @@ def _devices() -> dict[str, Any]:
     return devices
 
 
-def _encoded(thresholds: Thresholds) -> dict[str, dict[str, float | None]]:
-    """JSON has no infinity: never is null."""
+def _encoded(thresholds: Thresholds) -> dict[str, dict[str, dict[str, float | None]]]:
+    """JSON has no infinity: never is null. Its keys are strings."""
     return {
-        which: {dtype: None if math.isinf(work) else work for dtype, work in each.items()}
+        which: {
+            dtype: {str(dim): None if math.isinf(work) else work for dim, work in by_dim.items()}
+            for dtype, by_dim in each.items()
+        }
         for which, each in thresholds.items()
     }
 

@@ -17,7 +17,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from mps_sdpa import _core, api, devices, graphs, mps
+from mps_sdpa import _core, api, calibration, devices, graphs, mps
 
 ROOT = Path(__file__).parents[2] / "build/dev/tests/torch_mps/fake_mac"
 _core.use_apple_root(str(ROOT))
@@ -120,6 +120,7 @@ def torch_on_mac(missing_stream: str | None = None) -> Iterator[Buffers]:
         mock.patch.object(mps, "reason_against", lambda: "Metal kernels are not to be used here."),
         mock.patch.object(devices, "kind", lambda tensor: "mps"),
         mock.patch.object(api, "_enter", lambda *arguments: None),
+        mock.patch.object(calibration, "_prepared", {"mps"}),
     ):
         yield buffers
     buffers.release()

@@ -168,8 +168,7 @@ def test_statistics_print(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_below_the_threshold_torch_runs() -> None:
-    thresholds = [[float("inf")] * 5, [0.0] * 5]
-    engine.set_thresholds(thresholds)
+    engine.set_thresholds("cpu", [[[float("inf")] * 2] * 5, [[0.0] * 2] * 5])
     try:
         out = sdpa_opt(Q, Q, Q)
         assert torch.equal(out, F.scaled_dot_product_attention(Q, Q, Q))
@@ -177,19 +176,19 @@ def test_below_the_threshold_torch_runs() -> None:
         sdpa_opt(Q, Q, Q, backend="cpu")
         assert mps_sdpa.get_call_stats() == {"cpu": 1, "stock": 1}
     finally:
-        engine.set_thresholds(None)
+        engine.set_thresholds("cpu", None)
 
 
 def test_training_has_its_own_threshold() -> None:
     q = Q.clone().requires_grad_()
-    engine.set_thresholds([[0.0] * 5, [float("inf")] * 5])
+    engine.set_thresholds("cpu", [[[0.0] * 2] * 5, [[float("inf")] * 2] * 5])
     try:
         sdpa_opt(q, q, q).sum().backward()
         sdpa_opt(Q, Q, Q)
         assert mps_sdpa.get_call_stats() == {"cpu": 1, "stock": 1}
         assert q.grad is not None
     finally:
-        engine.set_thresholds(None)
+        engine.set_thresholds("cpu", None)
 
 
 @pytest.mark.parametrize("options", [{"window": (2, 0)}, {"softcap": 1.0}, {"return_lse": True}])

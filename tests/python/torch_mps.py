@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from mps_sdpa import _core, api, devices, mps
+from mps_sdpa import _core, api, calibration, devices, mps
 
 _LIBRARY = Path(__file__).parents[2] / "build/dev/tests/torch_mps/libtorch_mps_simulator.so"
 _MOST_ARGUMENTS, _MOST_INLINE_BYTES, _MESSAGE_BYTES = 31, 4096, 4096
@@ -197,6 +197,7 @@ def apple_gpu(gpu: Gpu | None = None) -> Iterator[Gpu]:
         mock.patch.object(mps, "find_device", lambda: (gpu.device, None)),
         mock.patch.object(devices, "kind", lambda tensor: "mps"),
         mock.patch.object(api, "_enter", lambda *arguments: None),  # the CPU's own door
+        mock.patch.object(calibration, "_prepared", {"mps"}),
     ):
         yield gpu
     _forget_kernels()

@@ -239,7 +239,7 @@ def document(
 def _calibration(device: str) -> dict[str, Any]:
     """What the choice knows: kept crossovers, and the points if this process measured them."""
     kept = threshold_cache.read(device) or {}
-    works = {work for each in kept.values() for work in each.values()}
+    works = {work for each in kept.values() for by_dim in each.values() for work in by_dim.values()}
     return {
         "summary": calibration.calibration_summary(device),
         "points": [asdict(point) for point in calibration.measured_points(device)],

@@ -6,12 +6,15 @@ matrix products, so that a length of 8192 takes seconds and megabytes. The tests
 
 A tile has all keys that its rows may see, so that output and gradients come from one evaluation of
 its probabilities. It is small enough for the cache, and its scratch for the heap: larger blocks
-would be mapped and cleared anew for every operation, which took four times as long.
+would be mapped and cleared anew for every operation, which took four times as long. For the same
+reason each thread has tiles of its own: two threads inside one operation took longer than one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,13 +75,6 @@ def _by_group(tensor: torch.Tensor, dim: int, kv_heads: int) -> torch.Tensor:
     return tensor.view(*before, kv_heads, heads // kv_heads, *after)
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right. torch spreads a single product over the threads, but not a batch of one."""
-    if left.shape[:3].numel() == right.shape[:3].numel() == 1:
-        return (left[0, 0, 0] @ right[0, 0, 0])[None, None, None]
-    return left @ right
-
-
 class _Problem:
     """The inputs in double precision, with query heads split as [kv_heads, group]."""
 
@@ -101,15 +97,15 @@ class _Problem:
         full = mask.expand(case.batch, case.q_heads, case.q_len, case.kv_len)
         return _by_group(full, 1, case.kv_heads)
 
-    def tiles(self) -> Iterator[_Tile]:
-        for batch, heads in self._units():
-            scores_a_row = (batch.stop - batch.start) * (heads.stop - heads.start) * self.group
-            step = max(1, _TILE_ELEMENTS // max(1, scores_a_row * self.case.kv_len))
-            for start in range(0, self.case.q_len, step):
-                rows = slice(start, min(start + step, self.case.q_len))
-                yield self._tile(_Place(batch, heads, rows, self._visible_keys(rows)))
+    def tiles(self, unit: tuple[slice, slice]) -> Iterator[_Tile]:
+        batch, heads = unit
+        scores_a_row = (batch.stop - batch.start) * (heads.stop - heads.start) * self.group
+        step = max(1, _TILE_ELEMENTS // max(1, scores_a_row * self.case.kv_len))
+        for start in range(0, self.case.q_len, step):
+            rows = slice(start, min(start + step, self.case.q_len))
+            yield self._tile(_Place(batch, heads, rows, self._visible_keys(rows)))
 
-    def _units(self) -> Iterator[tuple[slice, slice]]:
+    def units(self) -> Iterator[tuple[slice, slice]]:
         """Batch entries and key heads that share a tile: all of a small problem, else a few."""
         case, head_scores = self.case, self.group * self.case.q_len * self.case.kv_len
         if case.batch * case.kv_heads * head_scores <= _TILE_ELEMENTS:
@@ -145,7 +141,7 @@ class _Problem:
 
     def _scores(self, place: _Place) -> tuple[torch.Tensor, torch.Tensor | None]:
         softcap, slope = self.case.softcap, None
-        scores = _product(place.of_rows(self.scaled_query), place.of_keys(self.key).mT)
+        scores = place.of_rows(self.scaled_query) @ place.of_keys(self.key).mT
         if softcap > 0:
             capped = torch.tanh(scores / softcap)
             slope = 1 - capped.square()
@@ -188,6 +184,7 @@ class _Gradients:
     def __init__(self, problem: _Problem, inputs: Inputs) -> None:
         leaves = inputs.leaves()
         self.problem = problem
+        self.shared = threading.Lock()  # mask and sinks belong to several heads
         self.sums = {n: torch.zeros(t.shape, dtype=torch.float64) for n, t in leaves.items()}
         self.query = _by_group(self.sums["query"], 1, problem.case.kv_heads)
         self.key, self.value = self.sums["key"], self.sums["value"]
@@ -198,25 +195,30 @@ class _Gradients:
         """What the rows of one tile contribute to every gradient."""
         problem, place = self.problem, tile.place
         from_out = place.of_rows(self.grad_out)
-        place.of_keys(self.value).add_(_product(tile.kept().mT, from_out).sum(2))
+        place.of_keys(self.value).add_((tile.kept().mT @ from_out).sum(2))
         shift = (from_out * out).sum(-1)
         if self.grad_lse is not None:
             shift = shift - place.of_rows(self.grad_lse)
-        from_scores = _product(from_out, place.of_keys(problem.value).mT)
+        from_scores = from_out @ place.of_keys(problem.value).mT
         if tile.keep is not None:
             from_scores *= tile.keep
         from_scores.sub_(shift[..., None]).mul_(tile.probabilities)
         if "mask" in self.sums:
-            self._add_to_mask(place, from_scores)
+            with self.shared:
+                self._add_to_mask(place, from_scores)
         if "sinks" in self.sums:
-            by_head = _by_group(self.sums["sinks"], 0, problem.case.kv_heads)
-            by_head[place.heads] -= (tile.sink_probabilities * shift).sum((0, 3))
+            with self.shared:
+                self._add_to_sinks(tile, shift)
         if tile.softcap_slope is not None:
             from_scores *= tile.softcap_slope
-        from_key = _product(from_scores, place.of_keys(problem.key))
+        from_key = from_scores @ place.of_keys(problem.key)
         place.of_rows(self.query).copy_(from_key * problem.case.softmax_scale)
-        from_query = _product(from_scores.mT, place.of_rows(problem.scaled_query))
+        from_query = from_scores.mT @ place.of_rows(problem.scaled_query)
         place.of_keys(self.key).add_(from_query.sum(2))
+
+    def _add_to_sinks(self, tile: _Tile, shift: torch.Tensor) -> None:
+        by_head = _by_group(self.sums["sinks"], 0, self.problem.case.kv_heads)
+        by_head[tile.place.heads] -= (tile.sink_probabilities * shift).sum((0, 3))
 
     def _add_to_mask(self, place: _Place, from_scores: torch.Tensor) -> None:
         """Sums over the dimensions along which the mask was broadcast."""
@@ -241,16 +243,39 @@ def backward(case: Case, inputs: Inputs, *, seed: int = 0) -> Result:
     return _evaluate(problem, _Gradients(problem, inputs))
 
 
+def _on_all_threads(
+    run: Callable[[tuple[slice, slice]], None], units: list[tuple[slice, slice]]
+) -> None:
+    """Runs units, which write to different places, each on one thread of torch's number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if min(threads, len(units)) == 1:
+            for unit in units:
+                run(unit)
+        else:
+            with ThreadPoolExecutor(
+                threads, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                list(pool.map(run, units))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _evaluate(problem: _Problem, gradients: _Gradients | None) -> Result:
     case = problem.case
     shape = (case.batch, case.kv_heads, problem.group, case.q_len)
     out = torch.zeros(*shape, case.v_dim, dtype=torch.float64)
     lse = torch.full(shape, -torch.inf, dtype=torch.float64)
-    for tile in problem.tiles():
-        rows = _product(tile.kept(), tile.place.of_keys(problem.value))
-        tile.place.of_rows(out).copy_(rows)
-        tile.place.of_rows(lse).copy_(tile.lse)
-        if gradients is not None:
-            gradients.add(tile, rows)
+
+    def run(unit: tuple[slice, slice]) -> None:
+        for tile in problem.tiles(unit):
+            rows = tile.kept() @ tile.place.of_keys(problem.value)
+            tile.place.of_rows(out).copy_(rows)
+            tile.place.of_rows(lse).copy_(tile.lse)
+            if gradients is not None:
+                gradients.add(tile, rows)
+
+    _on_all_threads(run, list(problem.units()))
     sums = {} if gradients is None else gradients.sums
     return Result(out.flatten(1, 2), lse.flatten(1, 2), sums)
