@@ -23,6 +23,9 @@ __all__ = [
     "fused_gradients",
 ]
 
+#: Why a gradient came from the formula: kernels give one that autograd cannot differentiate.
+AGAIN = "gradient that is differentiated again"
+
 
 class AttentionFunction(Function):
     """(query, key, value, mask, sinks, options, settings, want_lse) -> (out, lse, choice).
@@ -152,7 +155,7 @@ def _gradients_of_formula(
         for tensor, asked in zip(inputs, wanted, strict=True)
     )
     with torch.enable_grad():
-        found = differentiable(leaves, wanted, settings, grad_out, grad_lse)
+        found = _by_formula(leaves, wanted, settings, grad_out, grad_lse)
     return [None if gradient is None else gradient.detach() for gradient in found]
 
 
@@ -163,7 +166,19 @@ def differentiable(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> list[Tensor | None]:
-    """The gradients as a formula that autograd can differentiate again."""
+    """The gradients as a formula that autograd can differentiate again; a fallback."""
+    found = _by_formula(inputs, wanted, settings, grad_out, grad_lse)
+    stats.record_fallback(AGAIN)
+    return found
+
+
+def _by_formula(
+    inputs: tuple[Tensor | None, ...],
+    wanted: Sequence[bool],
+    settings: Settings,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor | None]:
     query, key, value, mask, sinks = inputs
     assert query is not None and key is not None and value is not None
     results = composite.attention(query, key, value, mask, sinks, settings)

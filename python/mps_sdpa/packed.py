@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mps_sdpa import composite
+from mps_sdpa import composite, stats
 from mps_sdpa._core import backward_packed, forward_packed
-from mps_sdpa.autograd import differentiate
+from mps_sdpa.autograd import AGAIN, differentiate
 from mps_sdpa.engine import account, attend, is_ordinary, options_for
 from mps_sdpa.settings import Settings
 from mps_sdpa.torch_ops import autocast_inputs
@@ -79,6 +79,7 @@ def packed_gradients(
     """Gradients of query, key, value and sinks; where they shall be differentiable, by formula."""
     if torch.is_grad_enabled():
         found = _one_by_one(*inputs, starts, settings, _formula)
+        stats.record_fallback(AGAIN)
         return differentiate(found, inputs, wanted, grad_out, grad_lse)
     bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
     options = options_for(settings)

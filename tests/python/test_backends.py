@@ -191,6 +191,22 @@ def test_training_has_its_own_threshold() -> None:
         engine.set_thresholds("cpu", None)
 
 
+def test_a_gradient_of_a_gradient_is_a_fallback() -> None:
+    q = Q.clone().requires_grad_()
+    packed = torch.randn(8, 2, 8, requires_grad=True)
+    starts = torch.tensor([0, 3, 8], dtype=torch.int32)
+    for out, leaf in (
+        (sdpa_opt(q, q, q), q),
+        (mps_sdpa.attention(q, q, q, softcap=1.0), q),
+        (mps_sdpa.varlen_attention(packed, packed, packed, starts, starts, 5, 5), packed),
+    ):
+        mps_sdpa.reset_fallback_stats()
+        torch.autograd.grad(out.sum(), leaf, retain_graph=True)
+        assert mps_sdpa.get_fallback_stats() == {}
+        torch.autograd.grad(out.sum(), leaf, create_graph=True)
+        assert mps_sdpa.get_fallback_stats() == {"gradient that is differentiated again": 1}
+
+
 @pytest.mark.parametrize("options", [{"window": (2, 0)}, {"softcap": 1.0}, {"return_lse": True}])
 def test_stock_has_every_option_of_attention(options: dict[str, object]) -> None:
     q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
