@@ -209,7 +209,8 @@ def _row_notes(document: dict[str, Any]) -> list[str]:
 
 @click.command(
     short_help="one HTML page from saved benchmarks",
-    epilog="\b\nExample:\n  mps-sdpa report before.json after.json --out report.html",
+    epilog="\b\nExamples:\n  mps-sdpa report result.json\n"
+    "  mps-sdpa report before.json after.json --out report.html",
 )
 @click.argument(
     "results",
@@ -218,15 +219,21 @@ def _row_notes(document: dict[str, Any]) -> list[str]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
 @click.option("--out", type=shared.writable_file(".html"), default="report.html", show_default=True)
-def report(results: tuple[Path, ...], out: Path) -> None:
+@shared.json_option
+def report(results: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Draws benchmarks that were saved as JSON as one self-contained HTML page."""
     from mps_sdpa.harness import report
+    from mps_sdpa.harness.benchmark import conclusion
 
     if len(results) > 2:
         raise click.UsageError(f"one or two results make a report, but got {len(results)}")
     documents = [_read(path) for path in results]
     out.write_text(report.page(documents), encoding="utf-8")
-    print(f"wrote {out}")
+    if as_json:
+        heads = [{**_head(document), "conclusion": conclusion(document)} for document in documents]
+        shared.print_json(shared.finite({"out": str(out), "results": heads}))
+    else:
+        print(f"wrote {out}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from mps_sdpa import cli_options as shared
     "--steps", type=click.IntRange(min=1), default=60, show_default=True, help="Training steps."
 )
 @shared.device_option
-def demo(path: Path | None, steps: int, device: str) -> None:
+@shared.json_option
+def demo(path: Path | None, steps: int, device: str, as_json: bool) -> None:
     """Trains a small language model with torch's attention and with ours from one seed."""
     from mps_sdpa.demo import show
     from mps_sdpa.demo.train import Recipe, Text
@@ -36,4 +37,7 @@ def demo(path: Path | None, steps: int, device: str) -> None:
         raise click.UsageError(
             f"the text must have at least {shortest} bytes; {text.name} has {len(text.content)}"
         )
-    show.run(text, recipe, shared.console())
+    if as_json:
+        shared.print_json(shared.finite(show.as_json(text, recipe)))
+    else:
+        show.run(text, recipe, shared.console())

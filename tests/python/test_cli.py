@@ -200,7 +200,7 @@ def test_demo_trains_both_alike(
     from mps_sdpa.demo import model, train
 
     tiny = model.Size(layers=1, heads=2, dim=32, context=64)
-    monkeypatch.setattr(train.Recipe, "__init__", _recipe_of(tiny))
+    monkeypatch.setattr(train.Recipe, "__init__", recipe_of(tiny))
     code, out, _ = call(capsys, "demo", "--steps", 3, "--device", "cpu", "--text", __file__)
     assert code == 0
     assert "test_cli.py" in out
@@ -208,7 +208,19 @@ def test_demo_trains_both_alike(
     assert "attention's share" in out
 
 
-def _recipe_of(size: Any) -> Any:
+def test_demo_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from mps_sdpa.demo import model, train
+
+    tiny = model.Size(layers=1, heads=2, dim=32, context=64)
+    monkeypatch.setattr(train.Recipe, "__init__", recipe_of(tiny))
+    code, found = call_json(capsys, "demo", "--steps", 2, "--text", __file__, "--json")
+    assert code == 0
+    assert found["steps"] == len(found["ours"]["losses"]) == len(found["torch"]["losses"]) == 2
+    assert found["largest_loss_difference"] < 1e-3
+    assert 0 < found["ours"]["attention_ms"] < found["ours"]["step_ms"]
+
+
+def recipe_of(size: Any) -> Any:
     def initialise(self: Any, *, steps: int, device: str) -> None:
         for name, value in {"steps": steps, "device": device, "size": size, "batch": 2}.items():
             object.__setattr__(self, name, value)

@@ -131,6 +131,18 @@ def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "result.json" in read(out.read_text()).text
 
 
+def test_command_as_json(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    out = tmp_path / "report.html"
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(saved), "--out", str(out), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["out"] == str(out) and out.exists()
+    (result,) = found["results"]
+    assert result["n_cases"] == 2
+    assert "weighted geometric mean of the speed-up" in result["conclusion"]
+
+
 def test_command_refuses_what_it_did_not_write(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

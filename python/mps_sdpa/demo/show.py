@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,10 +24,7 @@ _SAMPLE_BYTES = 240
 def run(text: Text, recipe: Recipe, console: Console) -> None:
     """Trains both models and shows the run from the text to a sample of what was learnt."""
     start = time.perf_counter()
-    trainees = (
-        Trainee("torch", _torch_attention(), recipe),
-        Trainee("ours", _our_attention(), recipe),
-    )
+    trainees = _trainees(recipe)
     console.print(_opening(text, recipe, trainees[1]))
     _train(trainees, text, recipe, console)
     console.print(_results(*trainees))
@@ -36,6 +34,31 @@ def run(text: Text, recipe: Recipe, console: Console) -> None:
     title = "what our model writes, after 64 bytes of the text"
     console.print(Panel(escape(_printable(sample)), title=title, title_align="left"))
     console.print(f"All of it took {time.perf_counter() - start:.0f} s.")
+
+
+def as_json(text: Text, recipe: Recipe) -> dict[str, Any]:
+    """Trains both models without showing it, and says what came of it."""
+    trainees = _trainees(recipe)
+    train_in_turn(trainees, text, recipe, lambda step: None)
+    return {
+        "text": text.name,
+        "steps": recipe.steps,
+        "device": recipe.device,
+        "parameters": trainees[0].model.parameter_count(),
+        **{trainee.name: trainee.measurements() for trainee in trainees},
+        "largest_loss_difference": _largest_difference(*trainees),
+    }
+
+
+def _trainees(recipe: Recipe) -> tuple[Trainee, Trainee]:
+    return (
+        Trainee("torch", _torch_attention(), recipe),
+        Trainee("ours", _our_attention(), recipe),
+    )
+
+
+def _largest_difference(stock: Trainee, ours: Trainee) -> float:
+    return max(abs(a - b) for a, b in zip(stock.losses, ours.losses, strict=True))
 
 
 def _torch_attention() -> Attend:
@@ -111,7 +134,7 @@ def _megabytes(size: int | None) -> str:
 
 
 def _verdict(stock: Trainee, ours: Trainee) -> str:
-    largest = max(abs(a - b) for a, b in zip(stock.losses, ours.losses, strict=True))
+    largest = _largest_difference(stock, ours)
     spent = [sum(t.attention_seconds) for t in (stock, ours)]
     return (
         f"The two loss curves differ by at most {largest:.1e}. Attention runs "

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,16 @@ class Trainee:
         self.synchronize()
         self.step_seconds.append(time.perf_counter() - start)
         self.attention_seconds.append(self.clock.seconds)
+
+    def measurements(self) -> dict[str, Any]:
+        """What a machine reads."""
+        return {
+            "losses": self.losses,
+            "step_ms": self.step_ms,
+            "attention_ms": statistics.mean(self.attention_seconds) * 1e3,
+            "attention_share": self.attention_share,
+            "peak_bytes": self.peak_bytes,
+        }
 
     @property
     def step_ms(self) -> float:
