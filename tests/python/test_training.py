@@ -102,8 +102,9 @@ def test_a_thousand_steps_converge_alike() -> None:
     stock = torch.tensor(_train(*_fresh(), _stock, 1000))
     mine = torch.tensor(_train(*_fresh(), _ours, 1000))
     assert stock[-1] < stock[0] / 2
-    assert mine[-1] == pytest.approx(stock[-1].item(), rel=0.05, abs=1e-3)
-    assert (mine - stock).abs().max() < 0.02 * stock[0]
+    # The loss starts at 2.2 and ends near 1e-6. There, runs of torch's own function differ too: by
+    # up to 2e-4 at some step between one thread and two, or between its flash and math kernels.
+    torch.testing.assert_close(mine, stock, rtol=0.01, atol=1e-3)
     assert torch.corrcoef(torch.stack([mine, stock]))[0, 1] > 0.999
     assert mps_sdpa.get_call_stats() == {"cpu": 2000}
 
