@@ -102,6 +102,11 @@ Gpu::Gpu() {
 }
 
 Ref<MTLBuffer> Gpu::allocate(std::size_t bytes) const {
+  if (bytes > max_buffer_bytes_) {
+    throw Error("Invalid buffer size: the GPU's buffers have at most " +
+                std::to_string(max_buffer_bytes_) + " bytes, and " + std::to_string(bytes) +
+                " are needed.");
+  }
   auto buffer = send<Ref<MTLBuffer>>(device_, "newBufferWithLength:options:"_sel, NSUInteger{bytes},
                                      ResourceOptions::kStorageShared);
   if (!buffer) throw Error("The GPU gave no memory for " + std::to_string(bytes) + " bytes.");

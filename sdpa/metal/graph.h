@@ -75,12 +75,16 @@ struct Node {
   bool causal = false;    ///< of an attention, as are the next two: which inputs follow value
   bool has_mask = false;  ///< added to the scores
   bool has_sinks = false;
+
+  bool operator==(const Node&) const = default;
 };
 
 /// A result under the role of the tensor that it is for.
 struct GraphOutput {
   Role role;
   NodeId node;
+
+  bool operator==(const GraphOutput&) const = default;
 };
 
 /// The options of Apple's operator.
@@ -122,6 +126,8 @@ class Graph {
   NodeId attention(NodeId query, NodeId key, NodeId value, const AttentionOptions& options);
 
   void output(Role role, NodeId node) { outputs_.push_back({role, node}); }
+
+  bool operator==(const Graph&) const = default;
 
  private:
   NodeId add(Node node);

@@ -157,6 +157,10 @@ const Method* FakeRuntime::find(Id receiver, Selector selector) const {
   const MethodTable& methods = methods_of(receiver);
   const auto found = methods.find(selector);
   if (found == methods.end() || found->second.message->since > system_.macos_major) return nullptr;
+  const bool lacks_some = !system_.missing.empty();
+  if (lacks_some && system_.missing.contains(std::string(found->second.message->selector))) {
+    return nullptr;
+  }
   return &found->second;
 }
 

@@ -61,7 +61,7 @@ struct ClassInfo : apple::Object {
 struct System {
   int macos_major = 15;
   int macos_minor = 0;
-  std::set<std::string> missing = {};  // frameworks, classes and functions, by name
+  std::set<std::string> missing = {};  // frameworks, classes, functions and selectors, by name
 };
 
 class FakeRuntime : public apple::Runtime {
@@ -112,7 +112,9 @@ class FakeRuntime : public apple::Runtime {
   void* implementation(apple::Id, apple::Selector, const char* encoding) override;
   bool responds(apple::Id receiver, apple::Selector selector) override;
   std::string system_encoding(apple::Kind, const char* owner, const char* selector) override;
+
   apple::Id class_of(apple::Id object) override { return object->info; }
+
   apple::Id retain(apple::Id object) override;
   void release(apple::Id object) noexcept override;
   void* push_pool() override;

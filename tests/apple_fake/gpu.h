@@ -54,7 +54,8 @@ struct FakeGpu {
   std::atomic<int> pipelines{0};
   std::atomic<int> dispatches{0};
   std::atomic<int> shared_buffers{0};
-  std::atomic<int> graphs{0};  // compiled
+  std::atomic<int> graphs{0};       // compiled
+  std::atomic<int> descriptors{0};  // of attention, in graphs
   std::atomic<std::size_t> allocated_bytes{0};
 };
 

@@ -253,6 +253,7 @@ struct FakeGraph : Body {
 
   Made described_attention(In<GraphTensor> q, In<GraphTensor> k, In<GraphTensor> v,
                            In<AttentionDescriptor> d, Maybe<String>) {
+    ++current_gpu().descriptors;
     metal::AttentionOptions options{.scale = d->scale, .causal = d->causal};
     if (d->mask.id()) options.mask = id(body_of<GraphTensor>(d->mask.id(), "mask"));
     if (d->sinks.id()) options.sinks = id(body_of<GraphTensor>(d->sinks.id(), "sinks"));

@@ -56,6 +56,9 @@ Case small_case() {
           .dropout = 0.1};
 }
 
+/// The largest buffer of the GPU that is played.
+constexpr std::size_t kMostBytes = 1 << 20;
+
 class GraphBackend : public testing::Test {
  protected:
   void TearDown() override {
@@ -64,9 +67,11 @@ class GraphBackend : public testing::Test {
     EXPECT_EQ(mac_.gpu.allocated_bytes, 0u);
   }
 
-  std::string failure() {
+  /// The sentence in which a pass ends; "none" if it does its work.
+  std::string failure(Pass pass = Pass::kBackward) {
     try {
-      backend_->backward(data_.problem, data_.backward_tensors());
+      pass == Pass::kForward ? backend_->forward(data_.problem, data_.forward_tensors())
+                             : backend_->backward(data_.problem, data_.backward_tensors());
     } catch (const apple::Error& error) {
       return error.what();
     }
@@ -74,7 +79,7 @@ class GraphBackend : public testing::Test {
   }
 
   KeepKernel kernels_;
-  FakeMac mac_{kernels_};
+  FakeMac mac_{kernels_, {}, {.max_buffer_bytes = kMostBytes}};
   std::unique_ptr<const Backend> backend_ = make_graph_backend();
   CaseData data_{small_case(), 1};
 };
@@ -94,35 +99,75 @@ TEST_F(GraphBackend, CompilesOnceForEqualCalls) {
   EXPECT_EQ(mac_.gpu.graphs, 1);
 }
 
-TEST_F(GraphBackend, FailuresEndInASentence) {
-  mac_.gpu.faults.no_executable = true;
-  EXPECT_EQ(failure(), "MPSGraph could not compile the graph.");
-  mac_.gpu.faults.no_executable = false;
-  mac_.gpu.faults.graph_raises = true;
-  EXPECT_EQ(failure(), "Apple's frameworks raised an exception of Objective-C.");
-  mac_.gpu.faults.graph_raises = false;
-  mac_.gpu.faults.no_encoding = true;
-  EXPECT_EQ(failure(), "MPSGraph could not encode the graph.");
-  mac_.gpu.faults.no_encoding = false;
-  mac_.gpu.faults.memory_bytes = 1000;
-  EXPECT_NE(failure().find("The GPU gave no memory for "), std::string::npos);
-  mac_.gpu.faults.memory_bytes = -1;
-  mac_.gpu.faults.command_error = "Insufficient Memory";
-  mac_.gpu.faults.command_error_code = apple_fake::kOutOfMemoryCode;
-  EXPECT_EQ(failure(), "The GPU ran out of memory: Insufficient Memory");
-  mac_.gpu.faults.command_error = "";
-  EXPECT_EQ(failure(), "none");  // nothing of it stays
+/// What goes wrong, and the sentence in which that ends.
+struct Failure {
+  std::string name;
+  void (*make)(apple_fake::GpuFaults& faults);
+  std::string sentence;
+};
+
+const std::vector<Failure>& failures() {
+  using Faults = apple_fake::GpuFaults;
+  static const std::vector<Failure> list{
+      {"NoMemory", [](Faults& f) { f.memory_bytes = 1000; }, "The GPU gave no memory for "},
+      {"MemoryRunsOut",
+       [](Faults& f) {
+         f.command_error = "Insufficient Memory";
+         f.command_error_code = apple_fake::kOutOfMemoryCode;
+       },
+       "The GPU ran out of memory: Insufficient Memory"},
+      {"NoExecutable", [](Faults& f) { f.no_executable = true; },
+       "MPSGraph could not compile the graph."},
+      {"Exception", [](Faults& f) { f.graph_raises = true; },
+       "Apple's frameworks raised an exception of Objective-C."},
+      {"NoEncoding", [](Faults& f) { f.no_encoding = true; },
+       "MPSGraph could not encode the graph."},
+      {"NoCommands", [](Faults& f) { f.no_command_buffer = true; },
+       "The GPU gave no command buffer."}};
+  return list;
 }
 
-// What was compiled may be what fills the memory.
-TEST_F(GraphBackend, DropsItsGraphsWhereItFails) {
-  EXPECT_EQ(failure(), "none");
+class GraphFailure : public GraphBackend,
+                     public testing::WithParamInterface<std::tuple<Failure, Pass>> {};
+
+// A pass that fails ends in a sentence; what was compiled is dropped, as it may be what fills the
+// memory; and nothing of the failure stays.
+TEST_P(GraphFailure, EndsInASentenceAndDropsTheGraphs) {
+  const auto& [expected, pass] = GetParam();
+  EXPECT_EQ(failure(pass), "none");
   EXPECT_EQ(mac_.gpu.graphs, 1);
-  mac_.gpu.faults.memory_bytes = 1000;
-  EXPECT_NE(failure(), "none");
-  mac_.gpu.faults.memory_bytes = -1;
-  EXPECT_EQ(failure(), "none");
-  EXPECT_EQ(mac_.gpu.graphs, 2);
+  if (expected.name == "NoExecutable" || expected.name == "Exception") {
+    backend_ = make_graph_backend();  // with nothing compiled yet
+  }
+  expected.make(mac_.gpu.faults);
+  EXPECT_NE(failure(pass).find(expected.sentence), std::string::npos) << failure(pass);
+  mac_.gpu.faults = {};
+  const int before = mac_.gpu.graphs;
+  EXPECT_EQ(failure(pass), "none");
+  EXPECT_EQ(mac_.gpu.graphs, before + 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(InBothPasses, GraphFailure,
+                         testing::Combine(testing::ValuesIn(failures()),
+                                          testing::Values(Pass::kForward, Pass::kBackward)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).name +
+                                  (std::get<1>(info.param) == Pass::kForward ? "Forward"
+                                                                             : "Backward");
+                         });
+
+TEST_F(GraphBackend, NamesABufferThatIsTooLarge) {
+  Case large = small_case();
+  large.q_len = 20000;
+  large.mask = {};
+  large.dropout = 0;
+  data_ = CaseData(large, 1);
+  for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
+    EXPECT_EQ(failure(pass),
+              "Invalid buffer size: the GPU's buffers have at most 1048576 bytes, and 2560000 are "
+              "needed.");
+    EXPECT_EQ(mac_.gpu.allocated_bytes, 0u);
+  }
 }
 
 TEST_F(GraphBackend, TouchesNothingButResults) {
@@ -159,8 +204,45 @@ INSTANTIATE_TEST_SUITE_P(
         std::pair{apple_fake::System{.missing = {"MetalPerformanceShadersGraph"}},
                   "The MetalPerformanceShadersGraph framework could not be loaded on this "
                   "system."},
+        std::pair{apple_fake::System{.missing = {"MetalPerformanceShaders"}},
+                  "The MetalPerformanceShadersGraph framework could not be loaded on this "
+                  "system."},
         std::pair{apple_fake::System{.missing = {"Metal"}},
                   "The Metal framework could not be loaded on this system."}));
+
+/// Whether a system's graph of a causal call leaves causality to Apple's operator. It is right
+/// either way.
+bool uses_descriptor(const apple_fake::System& system) {
+  KeepKernel kernels;
+  FakeMac mac(kernels, system);
+  {
+    Case spec = small_case();
+    spec.kv_heads = 2;
+    spec.kv_len = spec.q_len;
+    spec.mask = {};
+    spec.dropout = 0;
+    spec.causal = Causal::kUpperLeft;
+    CaseData data(spec, 1);
+    const cases::Expected oracle = cases::expected(data);
+    const auto backend = make_graph_backend();
+    EXPECT_EQ(cases::check_without_lse(*backend, data, oracle).failures,
+              std::vector<std::string>());
+  }
+  EXPECT_EQ(mac.runtime.finish(), std::vector<std::string>());
+  return mac.gpu.descriptors > 0;
+}
+
+// The class and the message that takes it are both looked for: no version is asked.
+TEST(GraphDescriptor, IsUsedWhereTheSystemHasIt) {
+  EXPECT_FALSE(uses_descriptor({.macos_major = 15}));
+  EXPECT_FALSE(uses_descriptor({.macos_major = 26}));
+  EXPECT_TRUE(uses_descriptor({.macos_major = 27}));
+  EXPECT_FALSE(uses_descriptor({.macos_major = 27, .missing = {"MPSGraphSDPADescriptor"}}));
+  EXPECT_FALSE(uses_descriptor(
+      {.macos_major = 27,
+       .missing = {
+           "scaledDotProductAttentionWithQueryTensor:keyTensor:valueTensor:descriptor:name:"}}));
+}
 
 TEST(GraphWithoutObjectiveC, SaysSo) {
   EXPECT_EQ(make_graph_backend()->availability().reason,
