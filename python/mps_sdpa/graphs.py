@@ -72,15 +72,22 @@ def find_stream() -> tuple[tuple[int, ...] | None, str | None]:
 
 def place_of(tensor: Tensor) -> tuple[int, int]:
     """What torch says of a tensor's memory: its storage's pointer, and the offset in bytes."""
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset() * tensor.element_size()
+    offset = int(tensor.storage_offset()) * tensor.element_size()
+    return tensor.untyped_storage().data_ptr(), offset
+
+
+def _on_gpu(values: Tensor) -> Tensor:
+    """A copy on the GPU that is there when this returns."""
+    copied = values.to("mps")
+    torch.mps.synchronize()
+    return copied
 
 
 @functools.cache
 def _reason_against_buffers() -> str | None:
     """Whether a storage's pointer is the Metal buffer that its tensors lie in: tried on one."""
     values = torch.arange(_PROBE, dtype=torch.float32)
-    probe = values.to("mps")[_PROBE_OFFSET:]
-    torch.mps.synchronize()
+    probe = _on_gpu(values)[_PROBE_OFFSET:]
     pointer, offset = place_of(probe)
     return _core.graph_buffer_reason(pointer, offset, values[_PROBE_OFFSET:].numpy().tobytes())
 
@@ -99,12 +106,12 @@ def reason_against(name: str) -> str | None:
     return dict(_core.backends())["mpsgraph"]
 
 
-def _drop_leading_broadcast(mask: Tensor) -> Tensor:
-    """The mask with the dimensions that it was expanded along as it was before."""
-    for dim in range(mask.dim()):
-        if mask.stride(dim) == 0 and mask.size(dim) > 1:
-            mask = mask.narrow(dim, 0, 1)
-    return mask
+def _unexpanded(tensor: Tensor) -> Tensor:
+    """The tensor with the dimensions that it was expanded along as it was before."""
+    for dim in range(tensor.dim()):
+        if tensor.stride(dim) == 0 and tensor.size(dim) > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _dense(tensor: Tensor | None, batch: Sequence[int]) -> Tensor | None:
@@ -122,7 +129,7 @@ def _dense_inputs(inputs: Sequence[Any], out: Tensor) -> list[Tensor | None]:
     query, key, value, mask, sinks = inputs
     dense = [_dense(tensor, batch) for tensor in (query, key, value)]
     if mask is not None:
-        mask = _drop_leading_broadcast(mask).contiguous()
+        mask = _unexpanded(mask).contiguous().expand(mask.shape)
     return [*dense, mask, None if sinks is None else sinks.contiguous()]
 
 
@@ -130,29 +137,44 @@ def _places(tensors: Sequence[Tensor | None]) -> tuple[Place, ...]:
     return tuple(None if tensor is None else place_of(tensor) for tensor in tensors)
 
 
+def _dense_result(tensor: Tensor | None) -> Tensor | None:
+    """The result itself where its elements lie one after the other, else room for them."""
+    if tensor is None or _unexpanded(tensor).is_contiguous():
+        return tensor
+    room = torch.empty_like(_unexpanded(tensor), memory_format=torch.contiguous_format)
+    return room.expand(tensor.shape)
+
+
+def _copied_to_host(tensor: Tensor) -> Tensor:
+    return tensor.cpu()
+
+
 def _on_host(tensor: Any) -> Tensor | None:
-    return tensor.cpu() if isinstance(tensor, Tensor) else None
+    if not isinstance(tensor, Tensor):
+        return None
+    return _copied_to_host(_unexpanded(tensor)).expand(tensor.shape)
 
 
-def _write_back(results: Sequence[tuple[Tensor | None, Tensor | None]]) -> None:
-    for host, tensor in results:
-        if host is not None and tensor is not None and host.data_ptr() != tensor.data_ptr():
-            tensor.copy_(host)
+def _write_back(results: Sequence[Tensor | None], tensors: Sequence[Tensor | None]) -> None:
+    """Copies results to where they belong, unless they are there."""
+    for result, tensor in zip(results, tensors, strict=True):
+        if result is not None and tensor is not None and result is not tensor:
+            _unexpanded(tensor).copy_(_unexpanded(result))
 
 
 def forward(
     name: str, inputs: Sequence[Any], out: Tensor, lse: Tensor | None, options: _core.Options
 ) -> None:
     """Computes `out` (and `lse`) on the back end of that name."""
+    places, stream = None, None
     if name == "mpsgraph_zc":
-        tensors = _dense_inputs(inputs, out)
-        places = _places([*tensors, out, lse])
-        _core.graph_forward(tuple(tensors), out, lse, options, places, find_stream()[0])
-        return
-    host_out, host_lse = _on_host(out), _on_host(lse)
-    assert host_out is not None
-    _core.graph_forward(tuple(map(_on_host, inputs)), host_out, host_lse, options, None, None)
-    _write_back([(host_out, out), (host_lse, lse)])
+        tensors, results = _dense_inputs(inputs, out), (_dense_result(out), _dense_result(lse))
+        places, stream = _places([*tensors, *results]), find_stream()[0]
+    else:
+        tensors, results = [*map(_on_host, inputs)], (_on_host(out), _on_host(lse))
+    assert results[0] is not None
+    _core.graph_forward(tuple(tensors), results[0], results[1], options, places, stream)
+    _write_back(results, (out, lse))
 
 
 def backward(
@@ -165,19 +187,21 @@ def backward(
     """Computes the gradients that are there on the back end of that name. `saved` has the five
     inputs, out and lse."""
     grad_out, grad_lse = grads_of_results
+    places, stream = None, None
     if name == "mpsgraph_zc":
-        tensors = [
+        read = [
             *_dense_inputs(saved[:5], grad_out),
             *saved[5:],
             grad_out.contiguous(),
             None if grad_lse is None else grad_lse.contiguous(),
-            *gradients,
         ]
-        _core.graph_backward(tuple(tensors), options, _places(tensors), find_stream()[0])
-        return
-    hosts = [_on_host(tensor) for tensor in (*saved, grad_out, grad_lse, *gradients)]
-    _core.graph_backward(tuple(hosts), options, None, None)
-    _write_back(list(zip(hosts[-len(gradients) :], gradients, strict=True)))
+        results = [*map(_dense_result, gradients)]
+        places, stream = _places([*read, *results]), find_stream()[0]
+    else:
+        read = [*map(_on_host, (*saved, grad_out, grad_lse))]
+        results = [*map(_on_host, gradients)]
+    _core.graph_backward((*read, *results), options, places, stream)
+    _write_back(results, gradients)
 
 
 def drop_caches() -> None:

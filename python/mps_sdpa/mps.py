@@ -193,13 +193,10 @@ def _within_threads(
         return _within_threads(attempt, failures, error.limit)
 
 
-def _count(name: str | None, choice: _core.Choice | None, failures: dict[str, str]) -> None:
-    """Counts a call that is done, and the fallbacks that nobody else will count."""
-    if name is not None:
-        _core.count_call(name)
-    if choice is None:
-        for failed, reason in failures.items():
-            stats.record_fallback(f"{failed}: {reason}")
+def _count(failures: dict[str, str]) -> None:
+    """Counts fallbacks, where nobody else does by the choice that a call returns."""
+    for failed, reason in failures.items():
+        stats.record_fallback(f"{failed}: {reason}")
 
 
 def explain(inputs: Inputs, options: _core.Options, pass_: str) -> tuple[str, str, _core.Choice]:
@@ -233,7 +230,10 @@ def forward(
         return out, lse, choice, name
 
     (out, lse, choice, name), failures = _until_one_works(attempt)
-    _count(name, choice, failures)
+    if name is not None:
+        _core.count_call(name)
+    if choice is None:
+        _count(failures)
     return out, lse, choice
 
 
@@ -263,5 +263,6 @@ def backward(
         return gradients, choice
 
     (gradients, choice), failures = _until_one_works(attempt)
-    _count(None, choice, failures)
+    if choice is None or choice.backend is not None:
+        _count(failures)
     return gradients, choice

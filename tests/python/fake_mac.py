@@ -103,11 +103,18 @@ def _waiting(run: Callable[..., None]) -> Callable[..., None]:
 def _forget() -> None:
     mps._usual_launcher.cache_clear()
     graphs._reason_against_zero_copy.cache_clear()
+    graphs._reason_against_buffers.cache_clear()
+
+
+def _memory_of(tensor: Tensor) -> tuple[int, int]:
+    """What a torch says whose storages point to memory and not to a Metal buffer."""
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset() * tensor.element_size()
 
 
 @contextlib.contextmanager
-def torch_on_mac(missing_stream: str | None = None) -> Iterator[Buffers]:
-    """Inside, every tensor poses as an Apple GPU's, and Metal kernels cannot be launched."""
+def torch_on_mac(missing_stream: str | None = None, has_buffers: bool = True) -> Iterator[Buffers]:
+    """Inside, every tensor poses as an Apple GPU's, and Metal kernels cannot be launched. Without
+    `has_buffers` torch's storages are no Metal buffers, which the probe has to find out."""
     buffers = Buffers()
     _forget()
     found = (None, missing_stream) if missing_stream else (stream(), None)
@@ -115,8 +122,9 @@ def torch_on_mac(missing_stream: str | None = None) -> Iterator[Buffers]:
         mock.patch.object(graphs, "find_stream", lambda: found),
         mock.patch.object(graphs, "forward", _waiting(graphs.forward)),
         mock.patch.object(graphs, "backward", _waiting(graphs.backward)),
-        mock.patch.object(graphs, "_reason_against_buffers", lambda: None),
-        mock.patch.object(graphs, "place_of", buffers.place_of),
+        mock.patch.object(graphs, "_on_gpu", Tensor.clone),
+        mock.patch.object(graphs, "_copied_to_host", Tensor.clone),
+        mock.patch.object(graphs, "place_of", buffers.place_of if has_buffers else _memory_of),
         mock.patch.object(mps, "reason_against", lambda: "Metal kernels are not to be used here."),
         mock.patch.object(devices, "kind", lambda tensor: "mps"),
         mock.patch.object(api, "_enter", lambda *arguments: None),
@@ -127,12 +135,7 @@ def torch_on_mac(missing_stream: str | None = None) -> Iterator[Buffers]:
     _forget()
 
 
-def memory_of(tensor: Tensor) -> tuple[int, int]:
-    """Address and size of a tensor's storage."""
-    storage = tensor.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
-
-
 def buffer_over(tensor: Tensor) -> int:
     """A Metal buffer over a tensor's storage."""
-    return int(_LIBRARY.fake_buffer(*memory_of(tensor)))
+    storage = tensor.untyped_storage()
+    return int(_LIBRARY.fake_buffer(storage.data_ptr(), storage.nbytes()))

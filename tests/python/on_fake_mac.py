@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
 
 import fake_mac  # before all else: it is where the module looks for Apple's frameworks
 import pytest
@@ -59,6 +62,7 @@ def test_conformance(name: str, case: Case) -> None:
         assert "float64" in outcome.refused
         return
     assert outcome.passed, outcome.error
+    assert mps_sdpa.get_fallback_stats() == {}
 
 
 @pytest.mark.parametrize("name", graphs.NAMES)
@@ -101,6 +105,37 @@ def test_gradients_and_the_mask_s_too(name: str) -> None:
     assert mps_sdpa.get_fallback_stats() == {}
 
 
+def transposed(*shape: int) -> Tensor:
+    return torch.randn(shape).transpose(1, 2).requires_grad_()
+
+
+@pytest.mark.parametrize("name", graphs.NAMES)
+def test_gradients_of_views(name: str) -> None:
+    """Heads inside, groups, expanded values and masks, a gradient with gaps between columns."""
+    q, k, mask = transposed(2, 9, 4, 16), transposed(2, 7, 2, 16), torch.randn(2, 1, 1, 7)
+    base = torch.randn(1, 1, 7, 16).requires_grad_()
+    grad = torch.randn(2, 4, 9, 32)[..., ::2]
+    expanded = mask.requires_grad_().expand(2, 4, 9, 7)
+    with torch_on_mac():
+        out = sdpa_opt(q, k, base.expand(2, 2, 7, 16), expanded, backend=name)
+        found = torch.autograd.grad(out, (q, k, base, mask), grad)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, base, mask)]
+    expected = torch.autograd.grad(
+        F.scaled_dot_product_attention(
+            wide[0],
+            wide[1].repeat_interleave(2, 1),
+            wide[2].expand(2, 4, 7, 16),
+            attn_mask=wide[3].expand(2, 4, 9, 7),
+        ),
+        wide,
+        grad.double(),
+    )
+    for got, want in zip(found, expected, strict=True):
+        assert_close(got, want, factor=2)
+    assert mps_sdpa.get_fallback_stats() == {}
+    assert mps_sdpa.get_call_stats() == {name: 1}
+
+
 def test_dropout_is_that_of_every_back_end() -> None:
     q, k, v = (rand(1, 2, 9, 16) for _ in range(3))
     expected = attention(q, k, v, dropout=0.3, seed=5)
@@ -110,37 +145,91 @@ def test_dropout_is_that_of_every_back_end() -> None:
             assert_close(found, expected.double())
 
 
-def test_without_torch_s_stream_the_copying_one_serves() -> None:
+def check_that_the_copying_one_serves(reason: str) -> None:
     q = rand(1, 2, 9, 16)
-    with torch_on_mac(missing_stream="torch exports nothing."):
-        status = mps_sdpa.backend_status(device="cpu")["unavailable"]
-        out = sdpa_opt(q, q, q)
-    assert status[ZERO_COPY] == "torch exports nothing."
+    status = mps_sdpa.backend_status(device="cpu")["unavailable"]
+    out = sdpa_opt(q, q, q)
+    assert status[ZERO_COPY] == reason
     assert COPYING not in status
     assert_close(out, reference(q, q, q))
     assert mps_sdpa.get_call_stats() == {COPYING: 1}
 
 
+def test_without_torch_s_stream_the_copying_one_serves() -> None:
+    with torch_on_mac(missing_stream="torch exports nothing."):
+        check_that_the_copying_one_serves("torch exports nothing.")
+
+
+def test_without_torch_s_buffers_the_copying_one_serves() -> None:
+    with torch_on_mac(has_buffers=False):
+        check_that_the_copying_one_serves("torch's storage does not point to a Metal buffer.")
+
+
+# ---- When something goes wrong ----
+
+Failing = Callable[[str], contextlib.AbstractContextManager[Any]]
+
+
+def torch_raises(error: Exception) -> Failing:
+    """torch has no memory for what the back end copies; the other one is not hit."""
+    where = {ZERO_COPY: "_dense_inputs", COPYING: "_on_host"}
+    return lambda name: mock.patch.object(graphs, where[name], mock.Mock(side_effect=error))
+
+
+@contextlib.contextmanager
+def no_graph_compiles(name: str) -> Iterator[None]:
+    fake_mac.fail_graphs(True)
+    yield
+    fake_mac.fail_graphs(False)
+
+
+OUT_OF_MEMORY = "MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB)"
+INVALID_SIZE = "Invalid buffer size: 16.00 GiB"
+NOT_COMPILED = "MPSGraph could not compile the graph."
+FAILURES: dict[str, Failing] = {
+    OUT_OF_MEMORY: torch_raises(torch.OutOfMemoryError(OUT_OF_MEMORY)),
+    INVALID_SIZE: torch_raises(RuntimeError(INVALID_SIZE)),
+    NOT_COMPILED: no_graph_compiles,
+}
+#: A length for each test, so that its graphs are not compiled yet.
+LENGTHS = iter(range(100, 200))
+
+
+@pytest.mark.parametrize("name", graphs.NAMES)
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("reason", FAILURES)
+def test_a_failure_leaves_the_call_to_the_next(reason: str, training: bool, name: str) -> None:
+    q = rand(1, 2, next(LENGTHS), 16).requires_grad_(training)
+    wide = q.detach().double().requires_grad_(training)
+    expected = reference(wide, wide, wide)
+    with torch_on_mac(), mock.patch.object(graphs, "drop_caches", wraps=graphs.drop_caches) as drop:
+        with contextlib.nullcontext() if training else FAILURES[reason](name):
+            out = sdpa_opt(q, q, q, backend=name)
+        assert_close(out.detach(), expected.detach())
+        if training:
+            compiled = fake_mac.compiled_graphs()
+            with FAILURES[reason](name):
+                (found,) = torch.autograd.grad(out.sum(), q)
+            assert_close(found, torch.autograd.grad(expected.sum(), wide)[0], factor=2)
+            assert fake_mac.compiled_graphs() > compiled  # the next one's, or one that failed
+    both_fail = reason == NOT_COMPILED
+    assert drop.call_count == (2 if both_fail else 1)
+    counted = mps_sdpa.get_fallback_stats()
+    assert list(counted.values()) == [1]
+    assert f"{name}: The launch failed: {reason}" in next(iter(counted))
+    other = COPYING if name == ZERO_COPY else ZERO_COPY
+    expected_calls = {name: 1} if training else {"stock": 1} if both_fail else {other: 1}
+    assert mps_sdpa.get_call_stats() == expected_calls
+
+
 @pytest.mark.parametrize("training", [False, True])
-def test_out_of_memory_is_counted_and_torch_serves(training: bool) -> None:
+def test_a_gpu_without_memory_leaves_the_call_to_torch(training: bool) -> None:
     q = rand(1, 2, 9, 16).requires_grad_(training)
-    with torch_on_mac():
+    with torch_on_mac(missing_stream="torch exports nothing."):
         fake_mac.limit_memory(0)
         out = sdpa_opt(q, q, q, backend=COPYING)
     assert_close(out, reference(q, q, q))
     assert any("no memory" in reason for reason in mps_sdpa.get_fallback_stats())
-
-
-def test_a_failing_graph_goes_down_the_list_in_backward_too() -> None:
-    q = rand(1, 2, 11, 16).requires_grad_()
-    with torch_on_mac():
-        out = sdpa_opt(q, q, q)
-        fake_mac.fail_graphs(True)
-        (found,) = torch.autograd.grad(out.sum(), q)
-    wide = q.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad(reference(wide, wide, wide).sum(), wide)
-    assert_close(found, expected, factor=2)
-    assert any("could not compile" in reason for reason in mps_sdpa.get_fallback_stats())
 
 
 def test_equal_calls_compile_once() -> None:
