@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import mps_sdpa
-from mps_sdpa.harness import correctness, errors, timing
+from mps_sdpa.harness import correctness, environment, errors, timing
 from mps_sdpa.harness.cases import Case, MaskSpec, suite, suite_names
 from mps_sdpa.harness.data import lay_out, make_inputs, make_mask
 from mps_sdpa.harness.errors import Tolerance, compare
@@ -229,6 +231,56 @@ def test_share_uses_the_bound_that_applies() -> None:
     peaks = Peaks({"float32": 100.0}, bandwidth=10.0)
     assert peaks.share(50.0, 1.0, "float32", 1.0) == pytest.approx(0.5)
     assert peaks.share(1.0, 5.0, "float32", 1.0) == pytest.approx(0.5)
+
+
+# --- what disturbs a measurement ---
+
+
+@pytest.fixture
+def pmset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What macOS' command of that name prints, in a process that believes to be there."""
+    said = tmp_path / "said"
+    command = tmp_path / "pmset"
+    command.write_text(f'#!/bin/sh\n[ "$*" = "-g therm" ] && cat {said}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(environment.platform, "system", lambda: "Darwin")
+    return said
+
+
+@pytest.mark.parametrize(
+    ("said", "notes"),
+    [
+        ("CPU Power notify\n\tCPU_Scheduler_Limit \t= 100\n\tCPU_Speed_Limit \t= 100\n", []),
+        (
+            "CPU Power notify\n\tCPU_Scheduler_Limit \t= 100\n\tCPU_Speed_Limit \t= 57\n",
+            ["the processor is held at 57 % to cool it"],
+        ),
+        ("Note: No thermal warning level has been recorded\n", []),
+    ],
+)
+def test_throttling_is_noted_on_macos(said: str, notes: list[str], pmset: Path) -> None:
+    pmset.write_text(said)
+    assert environment.thermal_notes() == notes
+    with environment.Watch() as watch:
+        pass
+    assert [note for note in watch.notes() if "cool" in note] == notes
+
+
+def test_a_mac_without_pmset_is_no_error(pmset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(pmset.parent / "nowhere"))
+    assert environment.thermal_notes() == []
+
+
+def test_scarce_memory_and_load_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = type("Memory", (), {"available": 2**30})
+    monkeypatch.setattr(environment.psutil, "virtual_memory", memory)
+    monkeypatch.setattr(environment.os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 2)
+    assert environment.load_notes() == [
+        "only 1.0 GB of memory is free",
+        "the load average is 9.0 on 2 cores",
+    ]
 
 
 # --- memory ---

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import copy
+import html
 import html.parser
 import json
+import re
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -155,18 +158,75 @@ def test_command_refuses_what_it_did_not_write(
     assert "one or two results make a report, but got 3" in text
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium to draw with")
+needs_browser = pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="there is no chromium to draw with"
+)
+
+_BAR = (37, 99, 168)  # the first series
+
+
+def browse(*words: str) -> str:
+    """What a headless browser prints."""
+    usual = ["--headless", "--no-sandbox", "--disable-gpu"]
+    done = subprocess.run(["chromium", *usual, *words], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def long_report(document: dict[str, Any]) -> str:
+    """With names and notes as long as they get."""
+    row = document["rows"][0]
+    row["case_id"] = "bf16 B16 H32/8 L16384x16384 D128 per-head additive mask, causal, window 4096"
+    row["notes"] = ["other programs used 12% of the CPU"]
+    document["refused"]["mpsgraph"] = "a/very/long/path/without/a/single/space" * 5
+    return report.page([document, copy.deepcopy(document)])
+
+
+@needs_browser
 @pytest.mark.parametrize("width", [390, 1200])
 def test_browser_draws_it(document: dict[str, Any], tmp_path: Path, width: int) -> None:
     from PIL import Image
 
     (tmp_path / "page.html").write_text(report.page([document]))
     shot = tmp_path / "shot.png"
-    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}"]
-    size = f"--window-size={width},3000"
-    subprocess.run(
-        ["chromium", *words, size, str(tmp_path / "page.html")], check=True, capture_output=True
-    )
+    browse(f"--screenshot={shot}", f"--window-size={width},3000", str(tmp_path / "page.html"))
     colours = Image.open(shot).convert("RGB").getcolors(2**24)
     assert colours is not None
-    assert (37, 99, 168) in {colour for _, colour in colours}, "no bar of the first series"
+    assert _BAR in {colour for _, colour in colours}, "no bar of the first series"
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_nothing_sticks_out(document: dict[str, Any], tmp_path: Path, width: int) -> None:
+    """A browser's window is never as narrow as a phone, a frame inside it is."""
+    content = html.escape(long_report(document))
+    (tmp_path / "frame.html").write_text(
+        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{content}"></iframe>'
+        "<script>onload = () => {"
+        "const page = document.querySelector('iframe').contentDocument.documentElement;"
+        "document.body.append(`width=${page.clientWidth}/${page.scrollWidth};`); }</script>"
+    )
+    dumped = browse("--dump-dom", str(tmp_path / "frame.html"))
+    found = re.search(r"width=(\d+)/(\d+);", dumped)
+    assert found is not None
+    inside, needed = map(int, found.groups())
+    assert width - 20 <= inside <= width
+    assert needed == inside, "the page must be scrolled sideways"
+
+
+@needs_browser
+def test_it_prints(document: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(long_report(document))
+    browse(f"--print-to-pdf={tmp_path / 'page.pdf'}", str(tmp_path / "page.html"))
+    pdf = (tmp_path / "page.pdf").read_bytes()
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
+    drawn = b"".join(_inflated(stream) for stream in streams)
+    assert 2 <= pdf.count(b"/Type /Page\n") <= 6
+    colours = re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg", drawn)
+    assert _BAR in {tuple(round(255 * float(part)) for part in each) for each in colours}
+
+
+def _inflated(stream: bytes) -> bytes:
+    try:
+        return zlib.decompress(stream)
+    except zlib.error:
+        return b""  # not everything is compressed that way

@@ -103,8 +103,11 @@ def thermal_notes() -> list[str]:
     """Whether macOS slows the processor down to cool it; other systems do not say."""
     if platform.system() != "Darwin":
         return []
-    asked = ["pmset", "-g", "therm"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    try:
+        asked = subprocess.run(["pmset", "-g", "therm"], capture_output=True, text=True)
+    except OSError:
+        return []
+    said = asked.stdout
     limits = [int(limit) for limit in re.findall(r"_(?:Speed|Scheduler)_Limit\s*=\s*(\d+)", said)]
     if limits and min(limits) < 100:
         return [f"the processor is held at {min(limits)} % to cool it"]
