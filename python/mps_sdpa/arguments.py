@@ -141,6 +141,7 @@ def attention_settings(
         seed=drawn,
         offset=offset,
         backend=_backend(backend),
+        fixes_dropout=probability > 0 and seed is not None,
     )
 
 

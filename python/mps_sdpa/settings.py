@@ -31,6 +31,7 @@ class Settings:
     """The options of `attention`, parsed. `window` is (left, right) with -1 for an open side.
 
     `seed` is None where dropout shall draw one when it runs: in graphs, and under transforms.
+    `fixes_dropout` says that the caller gave it, so that every back end has to drop the same.
     """
 
     scale: float | None = None
@@ -41,6 +42,7 @@ class Settings:
     seed: int | None = 0
     offset: int = 0
     backend: str = "auto"
+    fixes_dropout: bool = False
 
     def drawn(self) -> Settings:
         """With a seed from torch's generator where it has none."""
@@ -52,4 +54,9 @@ class Settings:
     @property
     def is_torchs(self) -> bool:
         """Whether torch's own function has all that is asked for."""
-        return self.softcap == 0.0 and self.window == (-1, -1) and self.causal != Causal.LOWER_RIGHT
+        return (
+            self.softcap == 0.0
+            and self.window == (-1, -1)
+            and self.causal != Causal.LOWER_RIGHT
+            and not self.fixes_dropout
+        )

@@ -83,6 +83,8 @@ def test_seed_fixes_dropout_and_mask_is_the_oracles() -> None:
     first = attention(q, q, value, dropout=0.3, seed=11)
     assert torch.equal(first, attention(q, q, value, dropout=0.3, seed=11))
     assert not torch.equal(first, attention(q, q, value, dropout=0.3, seed=12))
+    formula = attention(q, q, value, dropout=0.3, seed=11, backend="stock")
+    torch.testing.assert_close(formula, first)
     kept = torch.empty(4, 17, 17, dtype=torch.bool)
     _core.keep_mask(_core.Options(dropout=0.3, seed=11), kept)
     assert torch.equal(first != 0, kept.view(2, 2, 17, 17))
