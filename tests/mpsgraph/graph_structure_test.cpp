@@ -68,6 +68,9 @@ class Rules {
     require(!computes(n.op) || n.type == Element::kFloat32, "16 bits are computed with");
     require(n.op != Op::kConstant || n.scalar == 0 || element_count(n.shape) == 1,
             "a constant is a tensor");
+    const bool is_wide = n.type == Element::kFloat32 || n.type == Element::kInt32;
+    require(n.op != Op::kConstant || is_wide || n.scalar == 0 || n.scalar <= -3e4,
+            "a number is rounded to 16 bits");
     const bool is_of_keys = (origin & kOfKeys) != 0 && (origin & kOfQueries) == 0;
     require(!is_of_keys || n.shape.at(1) <= s_.kv_heads, "keys are repeated for a group's heads");
     if (n.op == Op::kMatmul) check_product(n);

@@ -17,7 +17,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from mps_sdpa import _core, api, calibration, devices, graphs, mps
+from mps_sdpa import _core, api, calibration, devices, graphs, mps, stats
 
 ROOT = Path(__file__).parents[2] / "build/dev/tests/torch_mps/fake_mac"
 _core.use_apple_root(str(ROOT))
@@ -88,6 +88,16 @@ class Buffers:
         """Forgets all buffers."""
         for buffer in self.made:
             _LIBRARY.fake_release(buffer)
+
+
+def no_mistakes() -> Iterator[None]:
+    """For a fixture: counters and faults start afresh, and the fake has noted nothing after."""
+    stats.reset_fallback_stats()
+    stats.reset_call_stats()
+    yield
+    limit_memory(-1)
+    fail_graphs(False)
+    assert mistakes() == ""
 
 
 def _waiting(run: Callable[..., None]) -> Callable[..., None]:

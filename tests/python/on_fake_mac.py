@@ -27,12 +27,7 @@ _STEP = {ZERO_COPY: 41, COPYING: 83}
 
 @pytest.fixture(autouse=True)
 def _no_mistakes() -> Iterator[None]:
-    mps_sdpa.reset_fallback_stats()
-    mps_sdpa.reset_call_stats()
-    yield
-    fake_mac.limit_memory(-1)
-    fake_mac.fail_graphs(False)
-    assert fake_mac.mistakes() == ""
+    yield from fake_mac.no_mistakes()
 
 
 def conformance() -> list[tuple[str, Case]]:

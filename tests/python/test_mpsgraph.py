@@ -81,7 +81,8 @@ def test_each_missing_symbol_is_named(missing: str | None, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not FAKE.exists(), reason="the fake Mac is for x86-64; it was not built here")
-def test_on_a_fake_mac() -> None:
+@pytest.mark.parametrize("file", ["on_fake_mac.py", "original_on_fake_mac.py"])
+def test_on_a_fake_mac(file: str) -> None:
     command = [
         sys.executable,
         "-m",
@@ -93,8 +94,6 @@ def test_on_a_fake_mac() -> None:
         "-p",
         "no:xdist",
     ]
-    done = subprocess.run(
-        [*command, str(HERE / "on_fake_mac.py")], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, str(HERE / file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     print(done.stdout[-200:])
