@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 
 import click
 
+#: Has the statistics printed when the process ends.
+Report = Callable[[], Any]
+
 
 @click.command(
     short_help="run an unchanged torch program on us",
@@ -26,18 +30,23 @@ import click
     epilog="\b\nExamples:\n  mps-sdpa run train.py --epochs 2\n  mps-sdpa run -m package.train",
 )
 @click.option("-m", "module", is_flag=True, help="PROGRAM is a module's name, as in `python -m`.")
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON, on stderr.")
 @click.argument("program")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(module: bool, program: str, arguments: tuple[str, ...]) -> Callable[[], None]:
+def run(
+    module: bool, as_json: bool, program: str, arguments: tuple[str, ...]
+) -> Callable[[], None]:
     """Runs PROGRAM with enable(), then prints which back ends ran and why others did not."""
+    # Registered before the program's own exit handlers, so it runs after them.
+    report = functools.partial(atexit.register, _print_json if as_json else _print_statistics)
     if module:
-        return functools.partial(_run_module, program, arguments)
+        return functools.partial(_run_module, program, arguments, report)
     if not Path(program).is_file():
         raise click.UsageError(f"there is no file {program!r}")
-    return functools.partial(_run_script, Path(program), arguments)
+    return functools.partial(_run_script, Path(program), arguments, report)
 
 
-def _run_script(path: Path, arguments: tuple[str, ...]) -> None:
+def _run_script(path: Path, arguments: tuple[str, ...], report: Report) -> None:
     main = ModuleType("__main__")
     main.__file__ = str(path)
     sys.path[0] = str(path.resolve().parent)
@@ -46,10 +55,10 @@ def _run_script(path: Path, arguments: tuple[str, ...]) -> None:
     except SyntaxError:
         sys.excepthook = _without_our_frames(sys.excepthook)
         raise
-    _execute(main, code, [str(path), *arguments])
+    _execute(main, code, [str(path), *arguments], report)
 
 
-def _run_module(name: str, arguments: tuple[str, ...]) -> None:
+def _run_module(name: str, arguments: tuple[str, ...], report: Report) -> None:
     sys.path[0] = str(Path.cwd())
     spec = _find(name)
     if spec is None or spec.loader is None or not hasattr(spec.loader, "get_code"):
@@ -58,7 +67,7 @@ def _run_module(name: str, arguments: tuple[str, ...]) -> None:
     main = ModuleType("__main__")
     main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
     main.__file__ = spec.origin
-    _execute(main, spec.loader.get_code(spec.name), [str(spec.origin), *arguments])
+    _execute(main, spec.loader.get_code(spec.name), [str(spec.origin), *arguments], report)
 
 
 def _find(name: str) -> Any:
@@ -72,11 +81,10 @@ def _find(name: str) -> Any:
     return spec
 
 
-def _execute(main: ModuleType, code: CodeType, argv: list[str]) -> None:
+def _execute(main: ModuleType, code: CodeType, argv: list[str], report: Report) -> None:
     import mps_sdpa
 
-    # Registered before the program's own exit handlers, so it runs after them.
-    atexit.register(_print_statistics)
+    report()
     mps_sdpa.enable()
     sys.modules["__main__"] = main
     sys.argv = argv
@@ -109,6 +117,14 @@ def _print_statistics() -> None:
     sys.stdout.flush()
     print(_statistics("attention calls", mps_sdpa.get_call_stats()), file=sys.stderr)
     print(_statistics("attention fallbacks", mps_sdpa.get_fallback_stats()), file=sys.stderr)
+
+
+def _print_json() -> None:
+    import mps_sdpa
+
+    sys.stdout.flush()
+    found = {"calls": mps_sdpa.get_call_stats(), "fallbacks": mps_sdpa.get_fallback_stats()}
+    print(json.dumps(found), file=sys.stderr)
 
 
 def _statistics(title: str, counts: dict[str, int]) -> str:

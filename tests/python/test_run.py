@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -45,6 +46,13 @@ def test_attention_is_ours_and_counted(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert "mps-sdpa: attention calls: cpu 1\n" in done.stderr
     assert "mps-sdpa: attention fallbacks: none\n" in done.stderr
+
+
+def test_statistics_as_json(tmp_path: Path) -> None:
+    name = script(tmp_path, _ATTENTION + "import sys\nattend(q, q, q)\nprint(sys.argv[1:])\n")
+    done = run(tmp_path, "--json", name, "--json")
+    assert done.stdout == "['--json']\n"
+    assert json.loads(done.stderr) == {"calls": {"cpu": 1}, "fallbacks": {}}
 
 
 def test_main_and_arguments_are_the_programs_own(tmp_path: Path) -> None:
