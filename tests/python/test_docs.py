@@ -60,6 +60,7 @@ def test_python_runs(page: Path) -> None:
             if not any(word in text for word in NEEDS_DOWNLOAD):
                 exec(code, space)
     finally:
+        mps_sdpa.integrations.diffusers.unregister()
         mps_sdpa.disable()
 
 

@@ -79,8 +79,9 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Gives "native" back."""
+    """Gives "native" back, if it was taken."""
+    if not _originals:
+        return
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-    if _originals:
-        _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE] = _originals.pop()
+    _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE] = _originals.pop()
