@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes kernels that can make every mistake of mutations.py, one at a time, chosen while they run.
+"""Writes kernels that can make every mistake of the lists, one at a time, chosen while they run.
 
 usage: mutate.py KERNEL_FOLDER OUTPUT_FOLDER
 
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from gradient_mutations import GRADIENT_MUTATIONS
 from mutations import MUTATIONS, Mutation
 
 BARRIER = re.compile(r"(?:threadgroup|simdgroup)_barrier\([^;]*\);")
@@ -78,7 +79,7 @@ def apply_all(text: str, file: str, mutations: list[Mutation]) -> str:
 def main() -> None:
     kernels, output = Path(sys.argv[1]), Path(sys.argv[2])
     files = {path.name: path.read_text() for path in sorted(kernels.glob("*.h"))}
-    mutations = barriers(files) + MUTATIONS
+    mutations = barriers(files) + MUTATIONS + GRADIENT_MUTATIONS
     target = output / "sdpa" / "metal" / "kernels"
     target.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
