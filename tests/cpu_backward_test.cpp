@@ -140,6 +140,19 @@ TEST(CpuBackward, OneQueryAndOneKeyAHead) {
     }
 }
 
+TEST(CpuBackward, ScoresOfASingleKeyHaveNoGradientAtAll) {
+  for (const std::int64_t v_dim : {1, 33, 64, 129}) {
+    Case spec = shape(2, 33, 1, 5);
+    spec.v_dim = v_dim;
+    CaseData data(spec, 23);
+    for_each_instruction_set([&] {
+      run_backward(data);
+      for (const Tensor* gradient : {&data.grad_query, &data.grad_key})
+        for (const double value : gradient->values()) ASSERT_EQ(value, 0) << describe(spec);
+    });
+  }
+}
+
 TEST(CpuBackward, NaNOfAPairReachesItsHeadOnly) {
   for (Tensor CaseData::* input :
        {&CaseData::query, &CaseData::key, &CaseData::value, &CaseData::grad_out}) {

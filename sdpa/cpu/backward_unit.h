@@ -201,14 +201,44 @@ class BackwardUnit {
     }
   }
 
-  /// rowsum(dO O) of all rows into `delta`: as many at a time as a vector has lanes, so that one
-  /// transposition adds up their lanes.
+  /// rowsum(dO O) of all rows into `delta`.
   void stage_output_dots() {
     if (!grad_out_.is_finite) {
       for (int row = 0; row < rows_; ++row) at(m_.delta)[row] = visible_output_dot(row);
       return;
     }
-    for (int row = 0; row < lanes_; row += S::kLanes) {
+    for (const Slab<S>& slab : slabs())
+      for (int n = 0; n < slab.panel_count; ++n)
+        kElementsPerWord<Element> == 1
+            ? sum_as_dp(slab, slab.panels[n])
+            : sum_by_rows(slab.start + slab.panels[n].start, slab.panels[n].width());
+  }
+
+  /// Column by column, as dP sums up: of a row that sees one key O is V, so that dP - delta and
+  /// with it dS is exactly 0. Another order leaves a rounding error, which many such rows add to
+  /// one key.
+  void sum_as_dp(const Slab<S>& slab, const Panel<S>& panel) {
+    const float* grad_out = reinterpret_cast<const float*>(grad_out_lanes(slab, panel));
+    const int first = slab.start + panel.start, width = panel.width();
+    const auto factor = static_cast<float>(s_.dropout.rescale());  // in grad_out already
+    float* delta = at(m_.delta) + first;
+    for (int lane = 0; lane < width; lane += S::kLanes) S::store(delta + lane, S::zero());
+    for (int column = 0; column < s_.v_dim; column += kKeyStep) {
+      const int left = static_cast<int>(s_.v_dim) - column;
+      const int columns = left < kKeyStep ? left : kKeyStep;
+      const StagedRows out{at(m_.out) + first * m_.v_stride + column, m_.v_stride};
+      transpose_rows<S>(out, width, columns, factor == 0 ? 0 : 1 / factor, at(m_.p));
+      for (int c = 0; c < columns; ++c)
+        for (int lane = 0; lane < width; lane += S::kLanes)
+          S::store(delta + lane, S::multiply_add(S::load(at(m_.p) + c * width + lane),
+                                                 S::load(grad_out + (column + c) * width + lane),
+                                                 S::load(delta + lane)));
+    }
+  }
+
+  /// As many rows at a time as a vector has lanes: one transposition adds up their lanes.
+  void sum_by_rows(int first, int count) {
+    for (int row = first; row < first + count; row += S::kLanes) {
       V sums[S::kLanes];
       for (int i = 0; i < S::kLanes; ++i) sums[i] = output_products(row + i);
       S::transpose(sums);
