@@ -202,6 +202,11 @@ nb::tuple metal_backward(nb::tuple saved, nb::handle grad_out, nb::handle grad_l
                         pieces_of(candidates.recorded(), t));
 }
 
+/// Throws what a call with these tensors would throw, and launches nothing.
+void metal_validate(nb::tuple inputs, const Options& options) {
+  sdpa::make_problem(inputs_on_gpu(inputs), options.attributes);
+}
+
 /// What would be chosen on such a GPU, which need not be here: (problem, plan, Choice).
 nb::tuple metal_explain(nb::tuple inputs, const Options& options, const std::string& pass_name,
                         const Launcher& launcher) {
@@ -269,6 +274,7 @@ void bind_metal(nb::module_& m) {
   m.def("metal_source", &sdpa::metal::source_of, arg("kernel"));
   m.def("metal_explain", &metal_explain, arg("inputs"), arg("options"), arg("pass_"),
         arg("launcher"));
+  m.def("metal_validate", &metal_validate, arg("inputs"), arg("options"));
   m.def("metal_forward", &metal_forward, arg("inputs"), arg("options"), arg("want_lse"),
         arg("launcher"));
   m.def("metal_backward", &metal_backward, arg("saved"), arg("grad_out"), arg("grad_lse").none(),

@@ -159,6 +159,9 @@ def metal_explain(
     pass_: str,
     launcher: MetalLauncher,
 ) -> tuple[str, str, Choice]: ...
+def metal_validate(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], options: Options
+) -> None: ...
 def metal_forward(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     options: Options,

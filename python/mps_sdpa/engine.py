@@ -339,6 +339,7 @@ def attend(
         return _attend_transformed((query, key, value, mask, sinks), settings)
     inputs = _resolved_inputs(query, key, value, mask, sinks)
     if kind == "mps" and 0 in (query.numel(), key.numel(), value.numel()):
+        _core.metal_validate(inputs, options_for(settings))
         return composite.attention(*inputs, settings)  # nothing to launch
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     options = options_for(settings, training, _thresholds_for(kind, settings, want_lse))

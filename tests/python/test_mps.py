@@ -224,6 +224,40 @@ def test_a_source_that_is_not_ours_does_not_compile() -> None:
         torch.mps.compile_shader("kernel void f() {}")
 
 
+EMPTY: dict[str, list[tuple[int, ...]]] = {
+    "no queries": [(1, 2, 0, 16), (1, 2, 7, 16), (1, 2, 7, 16)],
+    "no keys": [(1, 2, 9, 16), (1, 2, 0, 16), (1, 2, 0, 16)],
+    "no batch": [(0, 2, 9, 16), (0, 2, 7, 16), (0, 2, 7, 16)],
+    "no value dim": [(1, 2, 9, 16), (1, 2, 7, 16), (1, 2, 7, 0)],
+    "other lengths": [(1, 2, 0, 16), (1, 2, 7, 16), (1, 2, 8, 16)],
+    "other dims": [(1, 2, 0, 16), (1, 2, 7, 8), (1, 2, 7, 8)],
+    "other heads": [(1, 4, 0, 16), (1, 3, 7, 16), (1, 3, 7, 16)],
+    "other batch": [(2, 2, 0, 16), (3, 2, 7, 16), (3, 2, 7, 16)],
+    "no keys, but values": [(1, 2, 9, 16), (1, 2, 0, 16), (1, 2, 1, 16)],
+    "mask of another shape": [(1, 2, 0, 16), (1, 2, 7, 16), (1, 2, 7, 16), (3, 5)],
+}
+
+
+def ends(tensors: list[Tensor]) -> torch.Size | str:
+    """The shape of a call's result, or the sentence that refuses it."""
+    try:
+        out: Tensor = sdpa_opt(*tensors)
+    except RuntimeError as error:
+        return str(error)
+    assert out.eq(0).all()
+    return out.shape
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_extents_of_zero_are_validated_as_on_the_cpu(name: str) -> None:
+    tensors = [rand(*shape) for shape in EMPTY[name]]
+    expected = ends(tensors)
+    with apple_gpu() as gpu:
+        assert ends(tensors) == expected
+    assert isinstance(expected, str) == name.startswith(("other", "no keys,", "mask"))
+    assert gpu.launches == []
+
+
 # ---- When something is in the way ----
 
 
