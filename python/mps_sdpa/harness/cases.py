@@ -63,7 +63,9 @@ class Case:
 
     @property
     def softmax_scale(self) -> float:
-        return float(self.qk_dim**-0.5) if self.scale is None else self.scale
+        if self.scale is not None:
+            return self.scale
+        return float(self.qk_dim**-0.5) if self.qk_dim else 1.0
 
     @property
     def diagonal(self) -> int:
