@@ -122,12 +122,13 @@ concept Small = std::same_as<T, half> || std::same_as<T, bfloat>;
   }
 
 MSL_OP(+)
-
 MSL_OP(-)
-MSL_OP(*) MSL_OP(/)
+MSL_OP(*)
+MSL_OP(/)
 #undef MSL_OP
-    template <Small T>
-    MSL_HD constexpr T operator-(T a) {
+
+template <Small T>
+MSL_HD constexpr T operator-(T a) {
   return std::bit_cast<T>(uint16_t(a.u ^ 0x8000));
 }
 
@@ -258,12 +259,17 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
   }
 
 MSL_OP(+)
-
 MSL_OP(-)
-MSL_OP(*) MSL_OP(/) MSL_OP(%) MSL_OP(&) MSL_OP(|) MSL_OP(^)
+MSL_OP(*)
+MSL_OP(/)
+MSL_OP(%)
+MSL_OP(&)
+MSL_OP(|)
+MSL_OP(^)
 #undef MSL_OP
-    template <class T, int N>
-    MSL_HD constexpr vec<T, N> operator-(vec<T, N> a) {
+
+template <class T, int N>
+MSL_HD constexpr vec<T, N> operator-(vec<T, N> a) {
   for (int i = 0; i < N; i++) a[i] = -a[i];
   return a;
 }
@@ -292,13 +298,23 @@ MSL_HD constexpr T dot(vec<T, N> a, vec<T, N> b) {
     for (int i = 0; i < N; i++) v[i] = T(name(v[i])); \
     return v;                                         \
   }
-#define MSL_MATHS                                                                       \
-  MSL_F1(exp, ::expf(x))                                                                \
-  MSL_F1(exp2, ::exp2f(x))                                                              \
-  MSL_F1(log, ::logf(x)) MSL_F1(log2, ::log2f(x)) MSL_F1(sqrt, ::sqrtf(x))              \
-      MSL_F1(rsqrt, 1 / ::sqrtf(x)) MSL_F1(fabs, ::fabsf(x)) MSL_F1(floor, ::floorf(x)) \
-          MSL_F1(ceil, ::ceilf(x)) MSL_F1(rint, ::rintf(x)) MSL_F1(round, ::roundf(x))  \
-              MSL_F1(tanh, ::tanhf(x)) MSL_F1(sin, ::sinf(x)) MSL_F1(cos, ::cosf(x))
+// clang-format off: it moves these on at every run
+#define MSL_MATHS \
+  MSL_F1(exp, ::expf(x)) \
+  MSL_F1(exp2, ::exp2f(x)) \
+  MSL_F1(log, ::logf(x)) \
+  MSL_F1(log2, ::log2f(x)) \
+  MSL_F1(sqrt, ::sqrtf(x)) \
+  MSL_F1(rsqrt, 1 / ::sqrtf(x)) \
+  MSL_F1(fabs, ::fabsf(x)) \
+  MSL_F1(floor, ::floorf(x)) \
+  MSL_F1(ceil, ::ceilf(x)) \
+  MSL_F1(rint, ::rintf(x)) \
+  MSL_F1(round, ::roundf(x)) \
+  MSL_F1(tanh, ::tanhf(x)) \
+  MSL_F1(sin, ::sinf(x)) \
+  MSL_F1(cos, ::cosf(x))
+// clang-format on
 MSL_MATHS
 
 namespace fast {

@@ -114,13 +114,11 @@ MSL_DEV T simd_prefix_inclusive_sum(T v) {
     return a;                       \
   }
 
-// clang-format off: to it, calls of a macro without semicolons are no lines of their own
 MSL_FOLD(simd_sum, a + b)
-MSL_FOLD(simd_product, a * b)
+MSL_FOLD(simd_product, a* b)
 MSL_FOLD(simd_or, a | b)
 MSL_FOLD(simd_max, max(a, b))
 MSL_FOLD(simd_min, min(a, b))
-// clang-format on
 
 MSL_DEV bool simd_all(bool v) {
   all_lanes("simd_all");
