@@ -10,6 +10,7 @@
 
 #include "sdpa/cpu/decode_plan.h"
 #include "sdpa/cpu/instruction_set.h"
+#include "sdpa/cpu/plan.h"
 #include "sdpa/reference.h"
 #include "sdpa/threads.h"
 #include "tests/conformance.h"
@@ -180,6 +181,24 @@ TEST(CpuForward, KeysOfFewQueriesAreSplitByTheShapeAlone) {
   EXPECT_LE(cpu::plan_decode(problem).splits, 2);
   problem.q_len = 64;
   EXPECT_FALSE(cpu::is_decode(problem, shape));
+}
+
+TEST(CpuForward, LastRowsThatWouldNotFillLanesAreDecoded) {
+  Problem problem{.batch = 64,
+                  .q_heads = 4,
+                  .kv_heads = 2,
+                  .q_len = 26,
+                  .kv_len = 49,
+                  .causal = Causal::kUpperLeft};
+  const cpu::ForwardPlan plan = cpu::plan_forward(problem, {.block_lanes = 48});
+  EXPECT_EQ(plan.rows, 48);
+  EXPECT_EQ(plan.last_rows.first_row, 48);
+  EXPECT_EQ(plan.last_rows.rows, 4);
+  EXPECT_EQ(plan.last_rows.last_key, 26);
+  EXPECT_EQ(cpu::to_string(plan, "any"),
+            "any: 48 lanes x 128 keys, in place, 1 block a task, 128 tasks, last 4 rows as decode");
+  problem.q_len = 32;
+  EXPECT_EQ(cpu::plan_forward(problem, {.block_lanes = 48}).last_rows, cpu::DecodePlan{});
 }
 
 TEST(CpuForward, ResultsDoNotDependOnThreads) {

@@ -113,6 +113,10 @@ class BackwardKernel {
     slab.last = 0;
     for (int n = 0; n < slab.panel_count; ++n) {
       Panel<S>& panel = slab.panels[n];
+      Ahead::Row rows[kMaxBlockLanes];
+      Ahead ahead(rows, kMaxBlockLanes);
+      add_mask_rows(t_.mask, panel.lanes, block_key_ + kKeyBlock, ahead);
+      ahead.ask_all();
       panel.coverage = survey<S>(t_.mask, panel.lanes, block_key_, 0, end, panel.mask);
       if (panel.coverage == Coverage::kNone) panel.mask.begin = panel.mask.end = 0;
       if (panel.coverage == Coverage::kNone) continue;

@@ -80,7 +80,8 @@ struct DecodeTask {
 
   void run(std::int64_t head, std::int64_t split) {
     softcap = make_softcap(problem);
-    lanes = make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads, 0, rows());
+    lanes = make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads, plan.first_row,
+                       rows());
     start();
     std::int64_t first = plan.first_key - plan.first_key % kKeyBlock + split * plan.split_keys;
     const std::int64_t last =
@@ -121,6 +122,10 @@ struct DecodeTask {
     const std::int64_t low = plan.first_key - first;
     const int from = low > 0 ? static_cast<int>(low) : 0;
     const int to = last - first < kKeyBlock ? static_cast<int>(last - first) : kKeyBlock;
+    Ahead::Row mask_rows[kMaxDecodeRows];
+    Ahead ahead(mask_rows, kMaxDecodeRows);
+    add_mask_rows(tensors.mask, lanes, first + kKeyBlock, ahead);
+    ahead.ask_all();
     const Coverage coverage = survey_rows<S>(tensors.mask, lanes, first, from, to, *work.mask);
     if (coverage == Coverage::kNone) return;
     begin = work.mask->begin;
@@ -314,6 +319,13 @@ struct DecodePass {
     });
   }
 
+  void run_task(DecodeWorkspace<S>& work, std::int64_t task) {
+    if (has_neighbours(tensors.key) && has_neighbours(tensors.value))
+      run_task<Data>(work, task);
+    else
+      run_task<float>(work, task);
+  }
+
  private:
   template <typename Function>
   SDPA_INLINE void with_workspace(const Function& function) {
@@ -326,13 +338,6 @@ struct DecodePass {
 
   bool has_neighbours(const TensorView& view) const {
     return view.strides[3] == 1 || view.shape[3] == 1;
-  }
-
-  void run_task(DecodeWorkspace<S>& work, std::int64_t task) {
-    if (has_neighbours(tensors.key) && has_neighbours(tensors.value))
-      run_task<Data>(work, task);
-    else
-      run_task<float>(work, task);
   }
 
   template <typename Element>
@@ -349,8 +354,8 @@ struct DecodePass {
 
   void merge(DecodeWorkspace<S>& work, std::int64_t head, const DecodePartials& from,
              std::int64_t first, std::int64_t count) {
-    const Lanes lanes = make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads, 0,
-                                   static_cast<int>(plan.rows));
+    const Lanes lanes = make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads,
+                                   plan.first_row, static_cast<int>(plan.rows));
     DecodeMerge<S, Data>{.problem = problem,
                          .tensors = tensors,
                          .lanes = lanes,

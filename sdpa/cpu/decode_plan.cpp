@@ -19,6 +19,16 @@ constexpr std::int64_t kMinSplitKeys = 2 * kKeyBlock;
 constexpr std::int64_t kFewRows = 8;
 constexpr std::int64_t kManyKeys = 1024;
 
+/// Rows [first_row, first_row + rows) of each head, whose keys are not cut.
+DecodePlan plan_rows(const Problem& problem, std::int64_t first_row, std::int64_t rows) {
+  DecodePlan plan{.first_row = first_row, .rows = rows, .tasks = problem.batch * problem.kv_heads};
+  const std::int64_t last_query = (first_row + rows - 1) / problem.group();
+  plan.last_key = std::min(problem.last_key(last_query), problem.kv_len);
+  plan.first_key = std::min(problem.first_key(first_row / problem.group()), plan.last_key);
+  plan.split_keys = (ceil_div(plan.last_key, kKeyBlock) - plan.first_key / kKeyBlock) * kKeyBlock;
+  return plan;
+}
+
 }  // namespace
 
 bool is_decode(const Problem& problem, KernelShape shape) {
@@ -28,11 +38,9 @@ bool is_decode(const Problem& problem, KernelShape shape) {
 }
 
 DecodePlan plan_decode(const Problem& problem) {
-  DecodePlan plan{.rows = problem.q_len * problem.group()};
-  plan.last_key = std::min(problem.last_key(problem.q_len - 1), problem.kv_len);
-  plan.first_key = std::min(problem.first_key(0), plan.last_key);
+  DecodePlan plan = plan_rows(problem, 0, problem.q_len * problem.group());
   const std::int64_t heads = problem.batch * problem.kv_heads;
-  const std::int64_t blocks = ceil_div(plan.last_key, kKeyBlock) - plan.first_key / kKeyBlock;
+  const std::int64_t blocks = plan.split_keys / kKeyBlock;
   const std::int64_t most = blocks * kKeyBlock / kMinSplitKeys;
   const std::int64_t wanted =
       std::clamp<std::int64_t>(ceil_div(kEnoughTasks, heads), 1, std::max<std::int64_t>(most, 1));
@@ -40,6 +48,12 @@ DecodePlan plan_decode(const Problem& problem) {
   plan.splits = std::max<std::int64_t>(ceil_div(blocks * kKeyBlock, plan.split_keys), 1);
   plan.tasks = heads * plan.splits;
   return plan;
+}
+
+DecodePlan plan_last_rows(const Problem& problem, int block_lanes) {
+  const std::int64_t rows = problem.q_len * problem.group(), left = rows % block_lanes;
+  if (rows < block_lanes || left == 0 || left > kFewRows) return {};
+  return plan_rows(problem, rows - left, left);
 }
 
 std::string to_string(const DecodePlan& plan, std::string_view instruction_set) {

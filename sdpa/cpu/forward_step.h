@@ -43,6 +43,7 @@ struct ForwardContext {
   ScoreMask<S>* mask = nullptr;
   float* scores = nullptr;           ///< [kKeyBlock][kWidth]
   Element* probabilities = nullptr;  ///< [words of kKeyBlock][kWidth]
+  Ahead ahead;
 };
 
 /// One range of keys for one block of lanes.
@@ -60,6 +61,7 @@ struct ForwardStep {
   int begin, end;
 
   void run() {
+    context.ahead.spread((end - begin + S::kRows - 1) / S::kRows);
     bool is_rescaled = false;
     if (!block.is_started || !exponentiate_with_stale_maximum()) {
       exponentiate_with_new_maximum();
@@ -73,6 +75,7 @@ struct ForwardStep {
   template <int Rows>
   SDPA_INLINE void compute_scores(int key, ScoreTile<Rows>& tile) {
     const auto& keys = context.keys;
+    context.ahead.ask();
     clear(tile);
     multiply_rows(tile, keys.keys + key * keys.key_stride, keys.key_stride, block.queries, kWidth,
                   words<Element>(context.problem.qk_dim));

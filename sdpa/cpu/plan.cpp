@@ -15,6 +15,14 @@ namespace {
 constexpr int kMaxBlocksPerTask = 4;
 constexpr std::int64_t kEnoughTasks = 32;
 
+/// A quarter of a second-level cache of 1 MiB: this head's rows and the next one's leave room.
+constexpr std::int64_t kShortHead = 256 * 1024;
+
+std::int64_t bytes_of_head(const Problem& problem) {
+  const std::int64_t columns = problem.qk_dim + problem.v_dim;
+  return (problem.q_len * problem.group() + problem.kv_len) * columns * size_bytes(problem.dtype);
+}
+
 Staging staging_of(const Problem& problem, KernelShape shape) {
   switch (problem.dtype) {
     case DType::kFloat64:
@@ -46,12 +54,16 @@ std::string_view name(Staging staging) {
 ForwardPlan plan_forward(const Problem& problem, KernelShape shape) {
   ForwardPlan plan{.staging = staging_of(problem, shape),
                    .block_lanes = shape.block_lanes,
-                   .rows = problem.q_len * problem.group()};
+                   .rows = problem.q_len * problem.group(),
+                   .last_rows = plan_last_rows(problem, shape.block_lanes)};
+  plan.rows -= plan.last_rows.rows;
   const std::int64_t heads = problem.batch * problem.kv_heads;
   const std::int64_t blocks = ceil_div(plan.rows, plan.block_lanes);
-  if (plan.staging != Staging::kInPlace)
-    plan.blocks_per_task = static_cast<int>(
-        std::clamp<std::int64_t>(heads * blocks / kEnoughTasks, 1, kMaxBlocksPerTask));
+  plan.has_short_heads =
+      heads >= kEnoughTasks && blocks <= kMaxBlocksPerTask && bytes_of_head(problem) <= kShortHead;
+  if (plan.staging != Staging::kInPlace || plan.has_short_heads)
+    plan.blocks_per_task = static_cast<int>(std::min(
+        blocks, std::clamp<std::int64_t>(heads * blocks / kEnoughTasks, 1, kMaxBlocksPerTask)));
   plan.tasks_per_head = ceil_div(blocks, plan.blocks_per_task);
   plan.tasks = heads * plan.tasks_per_head;
   return plan;
@@ -64,6 +76,9 @@ std::string to_string(const ForwardPlan& plan, std::string_view instruction_set)
        << name(plan.staging) << ", " << plan.blocks_per_task
        << (plan.blocks_per_task == 1 ? " block a task, " : " blocks a task, ") << plan.tasks
        << (plan.tasks == 1 ? " task" : " tasks");
+  if (plan.last_rows.rows > 0)
+    text << ", last " << plan.last_rows.rows << (plan.last_rows.rows == 1 ? " row" : " rows")
+         << " as decode";
   return text.str();
 }
 

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "sdpa/cpu/decode_plan.h"
 #include "sdpa/cpu/instruction_set.h"
 
 namespace sdpa::cpu {
@@ -19,11 +20,13 @@ enum class Staging : std::uint8_t {
 /// of the number of threads: results do not depend on it.
 struct ForwardPlan {
   Staging staging = Staging::kInPlace;
-  int block_lanes = 0;      ///< rows side by side in a block
-  int blocks_per_task = 1;  ///< blocks that share what a task stages
-  std::int64_t rows = 0;    ///< of one key/value head: queries times its group
+  int block_lanes = 0;           ///< rows side by side in a block
+  int blocks_per_task = 1;       ///< blocks that share what a task stages
+  bool has_short_heads = false;  ///< a task is a head, and the next one's rows fit the cache beside
+  std::int64_t rows = 0;         ///< of one key/value head: queries times its group
   std::int64_t tasks_per_head = 0;
   std::int64_t tasks = 0;
+  DecodePlan last_rows;  ///< of each head, where they are too few to fill lanes
 
   bool operator==(const ForwardPlan&) const = default;
 };

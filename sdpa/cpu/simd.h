@@ -19,8 +19,9 @@
 //                         load_pairs load_pairs_part store_rounded
 //   zero broadcast load store load_part store_part     float, Float16 or BFloat16 in memory
 //   add sub mul div min max round multiply_add scale_by_power
-//   greater not_less is_finite any to_bits select keep both    predicates; `greater` is false on
-//   NaN words: load_words store_words broadcast_word word_and word_or word_xor word_add
+//   greater not_less is_finite any to_bits select keep both    predicates; `greater` is false
+//          on NaN
+//   words: load_words store_words as_words broadcast_word word_and word_or word_xor word_add
 //          test not_below multiply_wide or_where byte_bits
 //   transpose sum_rows    of kLanes vectors of kLanes, in registers
 

@@ -119,6 +119,8 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), w);
   }
 
+  static SDPA_INLINE Words as_words(Vec v) { return _mm256_castps_si256(v); }
+
   static SDPA_INLINE Words broadcast_word(std::uint32_t value) {
     return _mm256_set1_epi32(static_cast<int>(value));
   }

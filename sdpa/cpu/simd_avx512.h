@@ -121,6 +121,8 @@ struct Avx512 {
 
   static SDPA_INLINE void store_words(std::uint32_t* to, Words w) { _mm512_storeu_si512(to, w); }
 
+  static SDPA_INLINE Words as_words(Vec v) { return _mm512_castps_si512(v); }
+
   static SDPA_INLINE Words broadcast_word(std::uint32_t value) {
     return _mm512_set1_epi32(static_cast<int>(value));
   }

@@ -160,6 +160,8 @@ struct Vector4 {
     __builtin_memcpy(to, &w, sizeof w);
   }
 
+  static SDPA_INLINE Words as_words(Vec v) { return reinterpret_cast<Words>(v); }
+
   static SDPA_INLINE Words broadcast_word(std::uint32_t value) {
     return Words{value, value, value, value};
   }
