@@ -17,12 +17,13 @@
 //
 // The maximum may be stale: a tile is exponentiated at once with the maximum of the keys before, as
 // long as no lane exceeds it by more than 2^8, which the final division undoes exactly. Where
-// one does (the first keys, and rarely after), the range is computed again in two steps: all
-// scores, the new maximum, then the exponentials, with O and row_sum rescaled. Against always
-// taking two steps this saves writing and reading the scores: 1 to 2 % (D 64, one Zen 4 core).
+// one does (rarely: the first tile of keys gives a maximum to begin with), the range is computed
+// again in two steps: all scores, the new maximum, then the exponentials, with O and row_sum
+// rescaled. Against always taking two steps this saves writing and reading the scores: 1 to 2 %
+// (D 64, one Zen 4 core).
 //
 // Where whole blocks leave no more than eight rows of a head, these go through decode.h: a block of
-// lanes for them would cost as much as one for sixteen (1.05 times as fast for 49 rows).
+// lanes for them would cost as much as one for sixteen.
 //
 // A row that sees nothing keeps row_max = -inf and row_sum = 0; its output is 0 and its LSE -inf. A
 // sink is the state that a row starts from. A value that is not finite would spoil the rows that do

@@ -63,7 +63,7 @@ struct ForwardStep {
   void run() {
     context.ahead.spread((end - begin + S::kRows - 1) / S::kRows);
     bool is_rescaled = false;
-    if (!block.is_started || !exponentiate_with_stale_maximum()) {
+    if (!exponentiate_with_stale_maximum()) {
       exponentiate_with_new_maximum();
       is_rescaled = block.is_started;
     }
@@ -139,11 +139,25 @@ struct ForwardStep {
       const int key = static_cast<int>(at);
       ScoreTile<rows> tile;
       compute_scores(key, tile);
+      if (!block.is_started && key == begin) {
+        raise_maximum_to(tile);
+        __builtin_memcpy(saved, block.row_sum, sizeof saved);
+      }
       fits = !exceeds_slack(tile);
       if (fits) exponentiate(key, tile);
     });
     if (!fits) __builtin_memcpy(block.row_sum, saved, sizeof saved);
     return fits;
+  }
+
+  /// The first keys of a block of lanes give it a maximum to begin with.
+  template <int Rows>
+  SDPA_INLINE void raise_maximum_to(const ScoreTile<Rows>& tile) {
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      auto largest = S::load(block.row_max + j * S::kLanes);
+      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { largest = S::max(tile.v[i][j], largest); });
+      raise_maximum(j, largest);
+    });
   }
 
   /// NaN exceeds nothing: it reaches its own row through the sum.
