@@ -19,7 +19,7 @@ class Ahead {
     bool is_written;
   };
 
-  explicit Ahead(Row* rows, int capacity) : rows_(rows), capacity_(capacity) {}
+  SDPA_INLINE explicit Ahead(Row* rows, int capacity) : rows_(rows), capacity_(capacity) {}
 
   /// Forgets what was not asked for yet.
   SDPA_INLINE void clear() { count_ = next_ = 0; }

@@ -261,7 +261,8 @@ Coverage survey_bias_of(const TensorView& mask, const Lanes& lanes, std::int64_t
   for (int lane = 0; lane < lanes.count; ++lane) {
     rows[lane] = row_of<const Element>(mask, lanes, lane) + key;
   }
-  for (const Element corner : {rows[0][begin], rows[0][end - 1], rows[lanes.count - 1][begin]})
+  const Element corners[] = {rows[0][begin], rows[0][end - 1], rows[lanes.count - 1][begin]};
+  for (const Element corner : corners)
     if (to_float(corner) < kLeastPlainBias) return Coverage::kNone;
   const BiasSummary<S> summary = transpose_mask<S>(rows, lanes.count, begin, end, out);
   if (S::any(S::greater(S::broadcast(kLeastPlainBias), summary.least))) return Coverage::kNone;
