@@ -126,6 +126,8 @@ def fused_gradients(
     formula where no kernel can."""
     bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
     options, settings = call
+    grad_out = grad_out.resolve_neg()  # kernels read memory, which holds the negative
+    grad_lse = None if grad_lse is None else grad_lse.resolve_neg()
     gradients, choice = launchers.backward(saved, grad_out, grad_lse, options, bits)
     if choice is not None and choice.backend is None:
         stats.record_fallback("; ".join(f"{name}: {reason}" for name, reason in choice.rejected))

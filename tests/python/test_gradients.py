@@ -221,3 +221,12 @@ def test_gradients_lie_as_their_inputs() -> None:
     q = torch.randn(2, 5, 3, 8).transpose(1, 2).requires_grad_()
     gradient = torch.autograd.grad(sdpa_opt(q, q.detach(), q.detach()).sum(), q)[0]
     assert gradient.stride() == q.stride()
+
+
+def test_lazily_negated_gradient_of_the_output() -> None:
+    inputs = [torch.randn(1, 2, 4, 8, requires_grad=True) for _ in range(3)]
+    grad_out = torch.randn(1, 2, 4, 8, dtype=torch.complex64).conj().imag
+    assert grad_out.is_neg()
+    found = torch.autograd.grad(sdpa_opt(*inputs), inputs, grad_out)
+    expected = torch.autograd.grad(sdpa_opt(*inputs), inputs, grad_out.resolve_neg())
+    assert all(map(torch.equal, found, expected))
