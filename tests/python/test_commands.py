@@ -91,7 +91,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MPS_SDPA_CACHE_DIR", str(tmp_path))
     environment.cache_clear()
     (tmp_path / "README.md").write_text("A text to learn. " * 100)
-    (tmp_path / "train.py").write_text("import sys\nprint(sys.argv)\n")
+    for program in ("script.py", "train.py"):
+        (tmp_path / program).write_text("import sys\nprint(sys.argv)\n")
     (tmp_path / "package").mkdir()
     (tmp_path / "package/__init__.py").write_text("")
     (tmp_path / "package/train.py").write_text("import sys\nprint(sys.argv)\n")

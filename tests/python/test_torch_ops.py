@@ -163,8 +163,6 @@ def test_compilers_cannot_construct_a_causal_bias(function: Callable[..., Tensor
 
     with pytest.raises(Unsupported, match="subclass default constructor"):
         torch.compile(lower_right, fullgraph=True, backend="aot_eager")(q, k)
-    with_a_break = torch.compile(lower_right, backend="aot_eager")
-    torch.testing.assert_close(with_a_break(q, k), lower_right(q, k))
 
 
 def test_operators_gradient_is_differentiable() -> None:
