@@ -115,8 +115,8 @@ struct ForwardTask {
   }
 
   /// A short head is over before the processor has learnt to fetch its rows: what the next one
-  /// reads and this one writes is asked for (one Zen 4 core: from 66 to 75 % of the
-  /// peak for 128 rows of 64, from 35 to 42 % for 49 of 32).
+  /// reads and this one writes is asked for (one Zen 4 core: from 66 to 73 % of the peak for 128
+  /// rows of 64, from 35 to 42 % for 49 of 32).
   void look_ahead(std::int64_t head, int stride) {
     add_head<Data>(tensors.out, head, problem.group(), problem.q_len, true);
     if (head + stride >= plan.tasks) return;

@@ -279,9 +279,8 @@ Coverage survey_bias_of(const TensorView& mask, const Lanes& lanes, std::int64_t
 }
 
 /// `survey` where additive values hide nothing: they pass through registers once, without bits and
-/// comparisons (from 68 to 72 % of the peak for a mask a head, fp32 D64 L2048, one Zen 4
-/// core). Returns kNone where that
-/// is not so, which the corners of a causal mask tell at once.
+/// comparisons (from 68 to 72 % of the peak for a mask a head, fp32 D64 L2048, one Zen 4 core).
+/// Returns kNone where that is not so, which the corners of a causal mask tell at once.
 template <class S>
 Coverage survey_bias(const TensorView& mask, const Lanes& lanes, std::int64_t key, int begin,
                      int end, ScoreMask<S>& out) {
