@@ -2,6 +2,8 @@
 #include "sdpa/cpu/backend.h"
 
 #include "sdpa/cpu/backward.h"
+#include "sdpa/cpu/backward_pair.h"
+#include "sdpa/cpu/backward_plan.h"
 #include "sdpa/cpu/decode_plan.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/plan.h"
@@ -47,6 +49,11 @@ void forward_double(const Problem& problem, const ForwardTensors& tensors) {
   });
 }
 
+std::string explain_backward(const Problem& problem, std::string_view instruction_set) {
+  if (is_pair(problem)) return "one query and one key a head: dot products, nothing is staged";
+  return std::string(instruction_set) + ": " + to_string(plan_backward(problem));
+}
+
 class CpuBackend final : public Backend {
  public:
   std::string_view name() const override { return "cpu"; }
@@ -57,8 +64,10 @@ class CpuBackend final : public Backend {
 
   std::vector<std::string> unsupported(const Problem&, Pass) const override { return {}; }
 
-  std::string explain(const Problem& problem, Pass) const override {
+  std::string explain(const Problem& problem, Pass pass) const override {
     const InstructionSet& set = instruction_set();
+    const bool is_reference = problem.dtype == DType::kFloat64;  // as in the forward pass
+    if (pass == Pass::kBackward && !is_reference) return explain_backward(problem, set.name);
     if (is_decode(problem, set.kernels.shape)) return to_string(plan_decode(problem), set.name);
     return to_string(plan_forward(problem, set.kernels.shape), set.name);
   }
