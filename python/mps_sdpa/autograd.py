@@ -126,8 +126,7 @@ def fused_gradients(
     formula where no kernel can."""
     bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
     options, settings = call
-    grad_out = grad_out.resolve_neg()  # kernels read memory, which holds the negative
-    grad_lse = None if grad_lse is None else grad_lse.resolve_neg()
+    grad_out, grad_lse = as_kernels_read(grad_out, grad_lse)
     gradients, choice = launchers.backward(saved, grad_out, grad_lse, options, bits)
     if choice is not None and choice.backend is None:
         stats.record_fallback("; ".join(f"{name}: {reason}" for name, reason in choice.rejected))
@@ -145,6 +144,12 @@ def fused_gradients(
     return gradients
 
 
+def as_kernels_read(grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of results with their values in memory: that of a lazily negated tensor holds the
+    negative."""
+    return grad_out.resolve_neg(), None if grad_lse is None else grad_lse.resolve_neg()
+
+
 def _gradients_of_formula(
     inputs: tuple[Any, ...],
     wanted: tuple[bool, ...],
@@ -152,12 +157,14 @@ def _gradients_of_formula(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> list[Tensor | None]:
-    leaves = tuple(
+    leaves: tuple[Any, ...] = tuple(
         None if tensor is None else tensor.detach().requires_grad_(asked)
         for tensor, asked in zip(inputs, wanted, strict=True)
     )
+    query, key, value, mask, sinks = leaves
     with torch.enable_grad():
-        found = _by_formula(leaves, wanted, settings, grad_out, grad_lse)
+        results = composite.attention(query, key, value, mask, sinks, settings)
+        found = differentiate(results, leaves, wanted, grad_out, grad_lse)
     return [None if gradient is None else gradient.detach() for gradient in found]
 
 
@@ -169,22 +176,12 @@ def differentiable(
     grad_lse: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients as a formula that autograd can differentiate again; a fallback."""
-    found = _by_formula(inputs, wanted, settings, grad_out, grad_lse)
-    stats.record_fallback(AGAIN)
-    return found
-
-
-def _by_formula(
-    inputs: tuple[Tensor | None, ...],
-    wanted: Sequence[bool],
-    settings: Settings,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-) -> list[Tensor | None]:
     query, key, value, mask, sinks = inputs
     assert query is not None and key is not None and value is not None
     results = composite.attention(query, key, value, mask, sinks, settings)
-    return differentiate(results, inputs, wanted, grad_out, grad_lse)
+    found = differentiate(results, inputs, wanted, grad_out, grad_lse)
+    stats.record_fallback(AGAIN)
+    return found
 
 
 def differentiate(

@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from mps_sdpa import composite, stats
 from mps_sdpa._core import backward_packed, forward_packed
-from mps_sdpa.autograd import AGAIN, differentiate
+from mps_sdpa.autograd import AGAIN, as_kernels_read, differentiate
 from mps_sdpa.engine import account, attend, is_ordinary, options_for
 from mps_sdpa.settings import Settings
 from mps_sdpa.torch_ops import autocast_inputs
@@ -83,6 +83,7 @@ def packed_gradients(
         return differentiate(found, inputs, wanted, grad_out, grad_lse)
     bits = sum(1 << index for index, asked in enumerate(wanted) if asked)
     options = options_for(settings)
+    grad_out, grad_lse = as_kernels_read(grad_out, grad_lse)
     gradients = backward_packed((*inputs, *results), *starts, grad_out, grad_lse, options, bits)
     sinks = inputs[3]
     if gradients[3] is not None and sinks is not None:

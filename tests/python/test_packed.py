@@ -83,6 +83,16 @@ def test_gradients_are_differentiable() -> None:
     torch.autograd.gradgradcheck(packed, inputs)
 
 
+def test_lazily_negated_gradients_of_the_results() -> None:
+    inputs = _inputs()
+    results = _packed(*inputs)
+    grads = [torch.randn(each.shape, dtype=torch.complex64).conj().imag for each in results]
+    assert all(grad.is_neg() for grad in grads)
+    found = torch.autograd.grad(results, inputs, grads, retain_graph=True)
+    expected = torch.autograd.grad(results, inputs, [grad.resolve_neg() for grad in grads])
+    assert all(map(torch.equal, found, expected))
+
+
 def test_autocast_and_explicit_stock() -> None:
     inputs = [tensor.detach() for tensor in _inputs()]
     with torch.autocast("cpu", dtype=torch.bfloat16):
