@@ -31,7 +31,6 @@ namespace {
 
 using sdpa::BackwardTensors;
 using sdpa::Choice;
-using sdpa::DType;
 using sdpa::ForwardTensors;
 using sdpa::TensorView;
 
