@@ -322,6 +322,55 @@ TEST(CpuBackwardPlan, EveryVisiblePairBelongsToOnePart) {
       }
 }
 
+/// Pairs of a row and a block of keys that a part computes.
+double work(const Problem& s, const cpu::BackwardPlan& plan, const cpu::BackwardPart& part) {
+  const std::int64_t rows = s.q_len * s.group();
+  std::int64_t sum = 0;
+  for (std::int64_t unit = part.first_unit; unit < part.last_unit; ++unit) {
+    const std::int64_t row = unit * plan.unit_rows, count = std::min(plan.unit_rows, rows - row);
+    const cpu::BlockRange seen = cpu::visible_blocks(s, row, count);
+    sum += count *
+           std::max<std::int64_t>(
+               std::min(seen.last, part.last_block) - std::max(seen.first, part.first_block), 0);
+  }
+  return static_cast<double>(sum);
+}
+
+/// How long the busiest of `workers` works, against all of them working all the time: each takes
+/// the next task as soon as it is free.
+double imbalance(const Problem& s, int workers) {
+  const cpu::BackwardPlan plan = cpu::plan_backward(s);
+  const std::int64_t heads = s.batch * s.kv_heads;
+  const std::int64_t tasks = heads * static_cast<std::int64_t>(plan.parts.size());
+  std::vector<double> busy(static_cast<std::size_t>(workers));
+  double total = 0;
+  for (std::int64_t task = 0; task < tasks; ++task) {
+    const double length = work(s, plan, plan.part_of(task, heads));
+    *std::ranges::min_element(busy) += length;
+    total += length;
+  }
+  return *std::ranges::max_element(busy) * workers / total;
+}
+
+TEST(CpuBackwardPlan, KeepsManyWorkersBusy) {
+  for (const int workers : {2, 8, 16})
+    for (const std::int64_t heads : {1, 8, 16, 32})
+      for (const std::int64_t length : {2048, 4096})
+        for (const Causal causal : {Causal::kNone, Causal::kUpperLeft}) {
+          const Problem s{.batch = 1,
+                          .q_heads = heads,
+                          .kv_heads = heads,
+                          .q_len = length,
+                          .kv_len = length,
+                          .qk_dim = 64,
+                          .v_dim = 64,
+                          .causal = causal};
+          EXPECT_LE(imbalance(s, workers), heads == 1 ? 1.2 : 1.02)
+              << workers << " workers, " << heads << " heads of " << length
+              << (causal == Causal::kNone ? "" : ", causal");
+        }
+}
+
 TEST(CpuBackwardPlan, IsWhatTheBackEndExplains) {
   Problem s{
       .batch = 1, .q_heads = 2, .kv_heads = 2, .q_len = 7, .kv_len = 9, .qk_dim = 8, .v_dim = 8};

@@ -125,7 +125,7 @@ class Pass {
 
   void run_wave(std::int64_t first, std::int64_t heads) const {
     parallel_for(heads * job_.part_count, [&](std::int64_t task, int worker) {
-      run_part(first, task / job_.part_count, job_.parts[task % job_.part_count], worker);
+      run_part(first, plan_.head_of(task, heads), plan_.part_of(task, heads), worker);
     });
     const std::int64_t queries = plan_.query_slots > 1 ? plan_.units : 0;
     const std::int64_t merges = key_blocks() + queries;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <sstream>
 
 namespace sdpa::cpu {
@@ -46,6 +47,34 @@ BlockRange join(const std::vector<BlockRange>& blocks, std::int64_t first, std::
   return any ? all : BlockRange{};
 }
 
+/// Pairs of a unit and a block of keys that units [first, last) make with blocks [from, to).
+std::int64_t work(const std::vector<BlockRange>& blocks, std::int64_t first, std::int64_t last,
+                  std::int64_t from, std::int64_t to) {
+  std::int64_t sum = 0;
+  for (std::int64_t unit = first; unit < last; ++unit) {
+    const BlockRange& range = blocks[static_cast<std::size_t>(unit)];
+    sum += std::max<std::int64_t>(std::min(range.last, to) - std::max(range.first, from), 0);
+  }
+  return sum;
+}
+
+std::int64_t work(const std::vector<BlockRange>& blocks, const BackwardPart& part) {
+  return work(blocks, part.first_unit, part.last_unit, part.first_block, part.last_block);
+}
+
+/// The block up to which units [first, last) find `share` of their work, as near as blocks allow.
+std::int64_t cut_blocks(const std::vector<BlockRange>& blocks, std::int64_t first,
+                        std::int64_t last, const BlockRange& range, double share) {
+  const auto all = static_cast<double>(work(blocks, first, last, range.first, range.last));
+  const auto off = [&](std::int64_t block) {
+    const std::int64_t before = work(blocks, first, last, range.first, block);
+    return std::abs(static_cast<double>(before) - share * all);
+  };
+  std::int64_t block = range.first;
+  while (block < range.last && off(block + 1) < off(block)) ++block;
+  return block;
+}
+
 /// Cuts a (batch, key head) into about `count` tasks, along queries and keys. A query part has
 /// private gradients of key and value, a key part one of query for each head of the group, so
 /// 2 * query parts + group * key parts is made small.
@@ -62,18 +91,25 @@ void cut(const Problem& s, const std::vector<BlockRange>& blocks, std::int64_t c
   const std::vector<std::int64_t> cuts = cut_units(blocks, query_parts);
   for (std::size_t n = 0; n + 1 < cuts.size(); ++n) {
     const BlockRange range = join(blocks, cuts[n], cuts[n + 1]);
-    const std::int64_t width = range.last - range.first;
+    const auto cut_at = [&](std::int64_t k) {
+      if (k == 0) return range.first;
+      if (k == key_parts) return range.last;
+      return cut_blocks(blocks, cuts[n], cuts[n + 1], range,
+                        static_cast<double>(k) / static_cast<double>(key_parts));
+    };
     for (std::int64_t k = 0; k < key_parts; ++k) {
       BackwardPart part{.first_unit = cuts[n],
                         .last_unit = cuts[n + 1],
-                        .first_block = range.first + width * k / key_parts,
-                        .last_block = range.first + width * (k + 1) / key_parts,
+                        .first_block = cut_at(k),
+                        .last_block = cut_at(k + 1),
                         .key_offset = plan.key_rows,
                         .query_slot = k};
       plan.key_rows += (part.last_block - part.first_block) * kKeyBlock;
       plan.parts.push_back(part);
     }
   }
+  std::ranges::stable_sort(plan.parts, std::ranges::greater{},
+                           [&](const BackwardPart& part) { return work(blocks, part); });
 }
 
 }  // namespace

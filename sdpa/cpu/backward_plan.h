@@ -41,9 +41,17 @@ struct BackwardPlan {
   std::int64_t query_slots = 1;     ///< private query gradients; 1: none, they are written directly
   std::int64_t key_rows = 0;        ///< rows of private key gradients of a (batch, key head)
   std::int64_t heads_per_wave = 1;  ///< (batch, key head) pairs whose private buffers live at once
-  std::vector<BackwardPart> parts;
+  std::vector<BackwardPart> parts;  ///< the largest first
 
   bool is_split() const { return parts.size() > 1; }
+
+  /// Task n of `heads` heads: the largest part of every head, then the next. The last tasks to be
+  /// handed out are small, so that threads end together.
+  const BackwardPart& part_of(std::int64_t task, std::int64_t heads) const {
+    return parts[static_cast<std::size_t>(task / heads)];
+  }
+
+  static std::int64_t head_of(std::int64_t task, std::int64_t heads) { return task % heads; }
 };
 
 /// Key blocks [first, last).
