@@ -24,6 +24,7 @@ struct AnySpec {
     kOutQk = 32,
     kOutV = 32,
     kTile = 4,
+    kCachedQuery = kMaxCachedWithResult,
     kCachedQk = kMaxCached,
     kCachedV = kMaxCached,
     kStagedElements = 32768 / sizeof(T),
@@ -32,6 +33,10 @@ struct AnySpec {
   static METAL_FUNC int qk() { return spec_values.qk; }
 
   static METAL_FUNC int v() { return spec_values.v; }
+
+  static METAL_FUNC int query_limit() {
+    return max(int(kMaxCached), kMaxCachedWithResult - out_v());
+  }
 
   static METAL_FUNC int chunks() { return spec_values.chunks; }
 

@@ -10,10 +10,10 @@
 //   out = O / l;  LSE = ln 2 (m + log2 l)
 //
 // A SIMD group owns 8 queries of one head and walks the keys in tiles of 8 to 32. Q (up to 96
-// dimensions), O, m and l stay in registers. K and V come straight from device memory (Apple9 on:
-// the four SIMD groups of a threadgroup read the same lines at about the same time, so the cache
-// serves three of them) or through threadgroup memory, once for 32 queries (Apple7 and 8). The row
-// sum is kept per lane and added up once, at the end.
+// dimensions, or 128 beside 128 of O), O, m and l stay in registers. K and V come straight from
+// device memory (Apple9 on: the four SIMD groups of a threadgroup read the same lines at about the
+// same time, so the cache serves three of them) or through threadgroup memory, once for 32 queries
+// (Apple7 and 8). The row sum is kept per lane and added up once, at the end.
 //
 // Where rows are few (decoding), a SIMD group owns up to 8 rows of all heads of a group, which
 // share their keys, and one part of the keys; decode.h adds up the parts.
@@ -66,7 +66,7 @@ METAL_FUNC Block block_of(long query, long last_query, long key, int keys) {
 /// What stays in registers from tile to tile.
 template <typename S>
 struct Walk {
-  Fragment query[S::kCachedQk];
+  Fragment query[S::kCachedQuery];
   Fragment out[S::kOutV];
   OnlineSoftmax softmax;
 };
@@ -74,8 +74,11 @@ struct Walk {
 template <typename S>
 METAL_FUNC void start_walk(thread Walk<S>& walk, constant AttentionParams& p,
                            const device typename S::Element* q, Rows rows, Place at) {
-  cache_row<S>(walk.query, q + offset(p.query, rows.batch, rows.head, rows.row), S::qk(),
-               int(p.qk_dim), at);
+  if (rows.is_mine)
+    cache_row<S>(walk.query, q + offset(p.query, rows.batch, rows.head, rows.row), S::qk(),
+                 int(p.qk_dim), at, S::query_limit());
+  else
+    clear(walk.query, S::kCachedQuery);
   clear(walk.out, S::out_v());
   walk.softmax.max = -INFINITY;
   walk.softmax.sum = 0;
@@ -129,7 +132,7 @@ METAL_FUNC void walk_tile(thread Walk<S>& walk, thread const ForwardInputs<S>& i
   const Pair pair = pair_of(rows, key);
   multiply_transposed<S>(scores, walk.query,
                          in.q + offset(p.query, rows.batch, rows.head, rows.row), int(p.qk_dim),
-                         keys, S::qk(), at);
+                         keys, S::qk(), at, S::query_limit());
   scale_tile<S>(scores, r);
   const uint seen = mask_tile<S>(scores, p, in.mask, pair, kind, at);
   if (seen == 0) return;

@@ -28,8 +28,10 @@ enum { kSide = 8, kFlashLanes = 32 };
 /// Staged rows are that much longer than their columns, so that they start in different banks.
 enum { kPadElements = 4 };
 
-/// Head dimensions of up to 12 fragments (96) are kept in registers on the side that stays.
-enum { kMaxCached = 12 };
+/// Head dimensions of up to 12 fragments (96) are kept in registers on the side that stays. Where
+/// one result is all that is kept beside it, up to 32 fragments of both: the 64 registers that the
+/// widest result alone takes.
+enum { kMaxCached = 12, kMaxCachedWithResult = 32 };
 
 /// What a kernel is specialized for. Sizes are in fragments of 8.
 /// Results wider than the registers hold are split into chunks of columns, a threadgroup each.
@@ -42,6 +44,9 @@ struct Spec {
     kOutQk = (kQkFragments + kChunks - 1) / kChunks,
     kOutV = (kVFragments + kChunks - 1) / kChunks,
     kTile = kTileFragments,
+    kCachedQuery = kQkFragments <= kMaxCached || kQkFragments + kOutV <= int(kMaxCachedWithResult)
+        ? kQkFragments
+        : 1,
     kCachedQk = kQkFragments <= kMaxCached ? kQkFragments : 1,
     kCachedV = kVFragments <= kMaxCached ? kVFragments : 1,
     kStagedElements = (kFeatures & kStaged) != 0
@@ -56,6 +61,12 @@ struct Spec {
   static METAL_FUNC constexpr int out_qk() { return kOutQk; }
 
   static METAL_FUNC constexpr int out_v() { return kOutV; }
+
+  /// How wide the queries of the forward pass may be to stay in registers.
+  static METAL_FUNC constexpr int query_limit() {
+    return kOutV + kMaxCached > int(kMaxCachedWithResult) ? int(kMaxCached)
+                                                          : int(kMaxCachedWithResult) - kOutV;
+  }
 
   static METAL_FUNC constexpr int chunks() { return kChunks; }
 
@@ -181,11 +192,12 @@ METAL_FUNC int second_tile(int fragments) {
   return S::tile() * kSide * (fragments * kSide + kPadElements);
 }
 
-/// A few fragments of one row a lane: in registers where they are few, else loaded when needed.
+/// The fragments of one row a lane: in registers where they are at most `limit`, else loaded when
+/// needed.
 template <typename S, typename Pointer>
-METAL_FUNC void cache_row(thread Fragment* cache, Pointer row, int fragments, int columns,
-                          Place at) {
-  if (fragments > kMaxCached) return;
+METAL_FUNC void cache_row(thread Fragment* cache, Pointer row, int fragments, int columns, Place at,
+                          int limit = kMaxCached) {
+  if (fragments > limit) return;
   SDPA_UNROLL
   for (int d = 0; d < fragments; ++d) cache[d] = load_pair<S>(row, d * kSide + at.column, columns);
 }
@@ -202,10 +214,11 @@ METAL_FUNC void add_products(thread Fragment* sums, Fragment left, Tile<Pointer>
 /// sums = rows * tile transposed: the products of 8 rows with all rows of a tile.
 template <typename S, typename Row, typename Pointer>
 METAL_FUNC void multiply_transposed(thread Fragment* sums, const thread Fragment* cache, Row row,
-                                    int columns, Tile<Pointer> tile, int fragments, Place at) {
+                                    int columns, Tile<Pointer> tile, int fragments, Place at,
+                                    int limit = kMaxCached) {
   SDPA_UNROLL
   for (int j = 0; j < S::tile(); ++j) sums[j] = Fragment(0.0f, 0.0f);
-  if (fragments <= kMaxCached) {
+  if (fragments <= limit) {
     SDPA_UNROLL
     for (int d = 0; d < fragments; ++d) add_products<S>(sums, cache[d], tile, d, at);
   } else {
