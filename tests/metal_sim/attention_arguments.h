@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
 // A case of the common table as arguments of somebody's attention kernel.
 #pragma once
-#include <gtest/gtest.h>
-
 #include <string>
+#include <vector>
 
-#include "run_kernel.h"
+#include "bindings.h"
 #include "tests/case_data.h"
 #include "tests/conformance.h"
 
@@ -27,16 +26,21 @@ struct Attention {
         tensors(data.forward_tensors()),
         problem(data.problem) {}
 
-  /// Checks the output and, if the kernel has one, the log-sum-exp.
+  /// Whether the kernel writes the log-sum-exp as the library does.
   enum class Lse { kWritten, kAbsent };
 
-  void check(const Result& result, Lse lse) {
-    for (const std::string& fault : result.faults) ADD_FAILURE() << fault;
+  /// What is wrong after a launch: its faults, the output and, if the kernel has one, the
+  /// log-sum-exp.
+  std::vector<std::string> failures(const Result& result, Lse lse) {
+    std::vector<std::string> list = result.faults;
     if (lse == Lse::kAbsent) data.lse.assign(expected.lse);
     for (const std::string& failure : sdpa::cases::forward_failures(data, expected))
-      ADD_FAILURE() << sdpa::cases::describe(data.spec) << ": " << failure;
+      list.push_back(sdpa::cases::describe(data.spec) + ": " + failure);
+    return list;
   }
 
+  /// For kernels that write the log-sum-exp only if asked.
+  bool wants_lse = true;
   sdpa::cases::CaseData data;
   sdpa::cases::Expected expected;
   sdpa::ForwardTensors tensors;
@@ -47,6 +51,12 @@ struct Attention {
 inline std::string msl_name(sdpa::DType dtype) {
   if (dtype == sdpa::DType::kFloat16) return "half";
   return dtype == sdpa::DType::kBFloat16 ? "bfloat" : "float";
+}
+
+/// Counts a second launch with the first, and its faults.
+inline void add(Result& result, const Result& next) {
+  result.counters += next.counters;
+  result.faults.insert(result.faults.end(), next.faults.begin(), next.faults.end());
 }
 
 inline int divide_up(int64_t a, int64_t b) { return int((a + b - 1) / b); }

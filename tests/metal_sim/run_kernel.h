@@ -6,18 +6,12 @@
 #include <string>
 #include <vector>
 
-#include "sim.h"
+#include "bindings.h"
 
 namespace sim {
 
-template <class T>
-Binding buffer(int index, std::vector<T>& values) {
-  return {Binding::Kind::kBuffer, index, values.data(), values.size() * sizeof(T)};
-}
-
-template <class T>
-Binding bytes(int index, const T& value) {
-  return {Binding::Kind::kBytes, index, const_cast<T*>(&value), sizeof(T)};
+inline void expect_none(const std::vector<std::string>& failures) {
+  for (const std::string& failure : failures) ADD_FAILURE() << failure;
 }
 
 /// Expects exactly this: no fault if `part` is empty, else a first fault that contains it.

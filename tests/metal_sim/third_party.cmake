@@ -12,10 +12,15 @@ metal_sim_kernels(mlx_vector INSTANCES mlx_vector.metal INCLUDE ${third_party}/m
 metal_sim_kernels(torch_attention INSTANCES torch_attention.metal INCLUDE ${third_party}/torch
   HEADERS torch_prelude.h ${torch_kernels}/PrefillAttention.h ${torch_kernels}/DecodeAttention.h)
 
+# How MLX and torch launch them; needs no source of theirs.
+add_library(other_attention STATIC mlx_attention.cpp torch_attention.cpp)
+target_compile_options(other_attention PRIVATE -Wall -Wextra -Werror)
+target_link_libraries(other_attention PUBLIC metal_sim sdpa_cases)
+
 foreach(kernels IN ITEMS mlx_steel mlx_vector torch_attention)
   add_executable(${kernels}_test ${kernels}_test.cpp)
   target_compile_options(${kernels}_test PRIVATE -Wall -Wextra -Werror)
-  target_link_libraries(${kernels}_test PRIVATE metal_sim ${kernels} sdpa_cases GTest::gtest_main)
+  target_link_libraries(${kernels}_test PRIVATE other_attention ${kernels} GTest::gtest_main)
   set_target_properties(${kernels} ${kernels}_test PROPERTIES EXCLUDE_FROM_ALL TRUE)
 endforeach()
 

@@ -14,6 +14,9 @@
 
 PREFILL("dense", float, 32, 32, 64, 4, false, false, float)
 PREFILL("dense", half, 32, 16, 128, 4, false, false, half)
+PREFILL("dense", bfloat, 32, 32, 64, 4, false, false, bfloat)
+PREFILL("dense", bfloat, 32, 16, 128, 4, false, false, bfloat)
+PREFILL("causal", bfloat, 32, 16, 128, 4, false, true, bfloat)
 PREFILL("causal", bfloat, 32, 32, 64, 4, false, true, bfloat)
 PREFILL("masked", half, 32, 32, 64, 4, true, false, bool)
 PREFILL("added", float, 16, 8, 256, 2, true, true, float)
