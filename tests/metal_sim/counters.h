@@ -18,6 +18,7 @@ struct Counters {
   uint64_t threadgroups = 0;
   // Once per lane.
   uint64_t exponentials = 0;
+  uint64_t atomics = 0;
   // Bytes that loads and stores of all lanes name; a cache or a coalescing unit would see fewer.
   uint64_t device_bytes_read = 0;
   uint64_t device_bytes_written = 0;

@@ -30,6 +30,8 @@ BUILT_INS = {
     "thread_index_in_simdgroup": "kLaneIndex",
     "simdgroups_per_threadgroup": "kSimdgroupsPerThreadgroup",
     "threads_per_simdgroup": "kThreadsPerSimdgroup",
+    "thread_index_in_quadgroup": "kQuadLane",
+    "quadgroup_index_in_threadgroup": "kQuadgroupIndex",
 }
 
 CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}

@@ -25,6 +25,8 @@ enum class Source {
   kLaneIndex,
   kSimdgroupsPerThreadgroup,
   kThreadsPerSimdgroup,
+  kQuadLane,
+  kQuadgroupIndex,
 };
 
 struct Parameter {

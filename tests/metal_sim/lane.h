@@ -21,6 +21,8 @@ enum class Stop : uint8_t {
   kStart,
   kEnd,
   kMatrixMultiply,
+  kMatrixLoad,
+  kMatrixStore,
   kShuffle,
   kReduction,
   kSimdgroupBarrier,
@@ -51,9 +53,6 @@ struct Lane {
   Site site;
   void* argument = nullptr;
   Apply apply = nullptr;
-  /// Matrix loads and stores so far, and a hash of where: all lanes of a SIMD group must agree.
-  uint64_t matrix_accesses = 0;
-  Site matrix_site;
 
   void* context = nullptr;  // the suspended fibre
 };
@@ -64,8 +63,8 @@ extern thread_local Counters* current_counters;
 /// Stops the running lane at a collective and returns when it has been carried out.
 void collective(Stop stop, Site site, void* argument, Apply apply, uint8_t fence = kFenceNone);
 
-/// Notes that the running lane takes part in a simdgroup_load or simdgroup_store.
-void note_matrix_access(Site site, uint64_t Counters::* counter);
+/// A fault of the running lane, unless this is so.
+void require(bool is_so, const char* fault);
 
 /// Faults unless the running lane's SIMD group has this lane.
 void require_lane(int lane);
@@ -83,5 +82,8 @@ bool is_constant_defined(const void* variable);
 /// Checks of an access by kernel code; called by instrumented code. Does nothing outside a kernel.
 void check_load(const void* address, size_t bytes);
 void check_store(const void* address, size_t bytes);
+/// The same of an atomic operation.
+enum class AtomicUse { kLoad, kStore, kChange };
+void check_atomic(const void* address, size_t bytes, AtomicUse use);
 
 }  // namespace sim

@@ -36,6 +36,10 @@ MSL_UNCHECKED inline Size built_in(const Lane& lane, Source source) {
       return {lane.simdgroups};
     case Source::kThreadsPerSimdgroup:
       return {kSimdWidth};
+    case Source::kQuadLane:
+      return {lane.index % 4};
+    case Source::kQuadgroupIndex:
+      return {lane.index / 4};
     default:
       break;
   }

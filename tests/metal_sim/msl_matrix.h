@@ -87,26 +87,54 @@ MSL_UNCHECKED void simdgroup_multiply(simdgroup_matrix<D>& d, const simdgroup_ma
 
 #ifndef MSL_SPACES  // there, msl_spaces.h declares them
 
+/// What simdgroup_load and simdgroup_store are asked for: of all lanes the same.
+struct MatrixPlace {
+  const volatile void* memory;
+  ulong elements_per_row;
+  vec<ulong, 2> origin;
+  bool transpose;
+  bool is_agreed = true;
+
+  MSL_UNCHECKED bool agrees(const MatrixPlace& other) const {
+    return memory == other.memory && elements_per_row == other.elements_per_row &&
+           origin.x == other.origin.x && origin.y == other.origin.y && transpose == other.transpose;
+  }
+};
+
 /// Where the two elements of the running lane lie, counted from the matrix's first.
 struct FragmentOffsets {
   ptrdiff_t first, step;
 
-  MSL_UNCHECKED FragmentOffsets(ulong elements_per_row, vec<ulong, 2> origin, bool transpose) {
+  MSL_UNCHECKED explicit FragmentOffsets(const MatrixPlace& matrix) {
     const auto place = sim::fragment_place(unsigned(my_lane()));
-    const auto row_length = ptrdiff_t(elements_per_row);
-    const ptrdiff_t row = transpose ? place.column : place.row;
-    const ptrdiff_t column = transpose ? place.row : place.column;
-    first = (ptrdiff_t(origin.y) + row) * row_length + ptrdiff_t(origin.x) + column;
-    step = transpose ? row_length : 1;
+    const auto row_length = ptrdiff_t(matrix.elements_per_row);
+    const ptrdiff_t row = matrix.transpose ? place.column : place.row;
+    const ptrdiff_t column = matrix.transpose ? place.row : place.column;
+    first = (ptrdiff_t(matrix.origin.y) + row) * row_length + ptrdiff_t(matrix.origin.x) + column;
+    step = matrix.transpose ? row_length : 1;
   }
 };
+
+/// All lanes meet, and must ask for the same matrix. This orders no memory.
+MSL_UNCHECKED inline void meet_at_matrix(sim::Stop stop, MatrixPlace& place, sim::Site site) {
+  sim::collective(stop, site, &place, [](void* const* lanes) MSL_UNCHECKED {
+    const auto& first = *static_cast<const MatrixPlace*>(lanes[0]);
+    for (int i = 1; i < sim::kSimdWidth && lanes[i]; i++) {
+      auto* mine = static_cast<MatrixPlace*>(lanes[i]);
+      mine->is_agreed = first.agrees(*mine);
+    }
+  });
+  sim::require(place.is_agreed,
+               "a matrix that is another than that of the SIMD group's first lane");
+}
 
 template <class T>
 MSL_UNCHECKED void simdgroup_load(simdgroup_matrix<T>& matrix, const T* source,
                                   ulong elements_per_row = 8, vec<ulong, 2> origin = 0,
                                   bool transpose = false, MSL_SITE) {
-  sim::note_matrix_access(site, &sim::Counters::matrix_loads);
-  const FragmentOffsets offsets(elements_per_row, origin, transpose);
+  MatrixPlace place{source, elements_per_row, origin, transpose};
+  meet_at_matrix(sim::Stop::kMatrixLoad, place, site);
+  const FragmentOffsets offsets(place);
   const T* first = source + offsets.first;
   if (offsets.step == 1) {
     sim::check_load(first, 2 * sizeof(T));
@@ -122,8 +150,9 @@ template <class T>
 MSL_UNCHECKED void simdgroup_store(const simdgroup_matrix<T>& matrix, T* target,
                                    ulong elements_per_row = 8, vec<ulong, 2> origin = 0,
                                    bool transpose = false, MSL_SITE) {
-  sim::note_matrix_access(site, &sim::Counters::matrix_stores);
-  const FragmentOffsets offsets(elements_per_row, origin, transpose);
+  MatrixPlace place{target, elements_per_row, origin, transpose};
+  meet_at_matrix(sim::Stop::kMatrixStore, place, site);
+  const FragmentOffsets offsets(place);
   T* first = target + offsets.first;
   if (offsets.step == 1) {
     sim::check_store(first, 2 * sizeof(T));

@@ -70,6 +70,20 @@ struct Or {
   }
 };
 
+struct And {
+  template <class T>
+  MSL_UNCHECKED T operator()(T a, T b) const {
+    return T(a & b);
+  }
+};
+
+struct Xor {
+  template <class T>
+  MSL_UNCHECKED T operator()(T a, T b) const {
+    return T(a ^ b);
+  }
+};
+
 struct Larger {
   template <class T>
   MSL_UNCHECKED T operator()(T a, T b) const {
@@ -97,6 +111,16 @@ MSL_UNCHECKED T simd_product(T value, MSL_SITE) {
 template <class T>
 MSL_UNCHECKED T simd_or(T value, MSL_SITE) {
   return fold_lanes(value, Or(), site);
+}
+
+template <class T>
+MSL_UNCHECKED T simd_and(T value, MSL_SITE) {
+  return fold_lanes(value, And(), site);
+}
+
+template <class T>
+MSL_UNCHECKED T simd_xor(T value, MSL_SITE) {
+  return fold_lanes(value, Xor(), site);
 }
 
 template <class T>
@@ -169,6 +193,45 @@ MSL_UNCHECKED T simd_shuffle_up(T value, ushort delta, MSL_SITE) {
   const int source = my_lane() - delta;
   return take_from(value, source >= 0 ? source : my_lane(), site);
 }
+
+/// Around the ends.
+template <class T>
+MSL_UNCHECKED T simd_shuffle_rotate_down(T value, ushort delta, MSL_SITE) {
+  return take_from(value, (my_lane() + delta) % sim::kSimdWidth, site);
+}
+
+template <class T>
+MSL_UNCHECKED T simd_shuffle_rotate_up(T value, ushort delta, MSL_SITE) {
+  return take_from(value, (my_lane() - delta) & (sim::kSimdWidth - 1), site);
+}
+
+/// What the lanes of a SIMD group voted, lane 0 in the lowest bit.
+class simd_vote {
+ public:
+  typedef uint64_t vote_t;
+
+  constexpr explicit simd_vote(vote_t votes = 0) : votes_(votes) {}
+
+  constexpr explicit operator vote_t() const { return votes_; }
+
+  constexpr bool all() const { return votes_ == 0xFFFFFFFF; }
+
+  constexpr bool any() const { return votes_ != 0; }
+
+ private:
+  vote_t votes_;
+};
+
+MSL_UNCHECKED inline simd_vote simd_ballot(bool value, MSL_SITE) {
+  return simd_vote(fold_lanes(uint64_t(value) << my_lane(), Or(), site));
+}
+
+/// All lanes of a SIMD group that are there, since they must meet.
+MSL_UNCHECKED inline simd_vote simd_active_threads_mask(MSL_SITE) {
+  return simd_ballot(true, site);
+}
+
+MSL_UNCHECKED inline bool simd_is_first() { return my_lane() == 0; }
 
 template <class T>
 MSL_UNCHECKED T simd_prefix_inclusive_sum(T value, MSL_SITE) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// vec<T, N> for N = 2, 3, 4, packed vectors, and the operators on them. Of the swizzles, those that
-// name leading or trailing elements.
+// vec<T, N> for N = 2, 3, 4, packed vectors, and the operators on them. Swizzles that name leading
+// or trailing elements are members, as in Metal; for all others there is swizzle<1, 0>(), which
+// rewrite.py writes instead of .yx.
 #pragma once
 #include "msl_scalar.h"
 
@@ -29,6 +30,10 @@ concept Scalar = !is_vector<std::remove_cvref_t<S>>;
   template <class S>                                                 \
   constexpr explicit vec(vec<S, N> other) {                          \
     for (int i = 0; i < N; i++) elements[i] = T(other[i]);           \
+  }                                                                  \
+  template <int... kPlaces>                                          \
+  constexpr const vec<T, sizeof...(kPlaces)> swizzle() const {       \
+    return {elements[kPlaces]...};                                   \
   }
 
 template <class T>

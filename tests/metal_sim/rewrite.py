@@ -20,6 +20,7 @@ SPECIALISATION = re.compile(
     re.MULTILINE,
 )
 ARGUMENT = re.compile(r"\[\[\s*threadgroup\((\d+)\)\s*\]\]")
+SWIZZLE = re.compile(r"(\b[A-Za-z_]\w*|[\])])\.(?!xy\b|zw\b|xyz\b)([xyzw]{2,4})\b(?!\s*\()")
 INSTANTIATIONS = re.compile(
     r"^#define (?:instantiate|INSTANTIATE)_\w+\(.*?(?=^#else|\Z)", re.MULTILINE | re.DOTALL
 )
@@ -45,7 +46,24 @@ def drop_instantiations(text: str) -> str:
     return INSTANTIATIONS.sub("", text)
 
 
-RULES = (share_arrays, merge_address_spaces, rename_argument_attribute, drop_instantiations)
+def name_swizzles(text: str) -> str:
+    """Elements in any order, which C++ has no members for; see msl_vector.h."""
+    places = {letter: str(place) for place, letter in enumerate("xyzw")}
+    return SWIZZLE.sub(
+        lambda found: (
+            f"{found[1]}.template swizzle<{', '.join(places[letter] for letter in found[2])}>()"
+        ),
+        text,
+    )
+
+
+RULES = (
+    share_arrays,
+    name_swizzles,
+    merge_address_spaces,
+    rename_argument_attribute,
+    drop_instantiations,
+)
 
 
 def rewrite(text: str) -> str:

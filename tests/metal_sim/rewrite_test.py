@@ -42,6 +42,22 @@ class RewriteTest(unittest.TestCase):
         text = "int a;\n#define instantiate_x(t) f<t>\ninstantiate_x(int)\n#else\n#endif\n"
         self.assertEqual(rewrite(text), "int a;\n#else\n#endif\n")
 
+    def test_swizzles(self) -> None:
+        self.assertEqual(
+            rewrite("float2 a = b[0].yx + c2.wwzz.xy;"),
+            "float2 a = b[0].template swizzle<1, 0>() + c2.template swizzle<3, 3, 2, 2>().xy;",
+        )
+        for text in (
+            "a.xy = b.zw;",
+            "v.xyz",
+            "p.x + p.w",
+            "3.yx",
+            "x3.xy",
+            "object.zy(1)",
+            "lib.xyzzy",
+        ):
+            self.assertEqual(rewrite(text), text)
+
     def test_copying_follows_includes(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             source, target = Path(name) / "source", Path(name) / "target"

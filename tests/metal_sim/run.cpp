@@ -242,6 +242,7 @@ Counters& Counters::operator+=(const Counters& other) {
   threadgroup_barriers += other.threadgroup_barriers;
   threadgroups += other.threadgroups;
   exponentials += other.exponentials;
+  atomics += other.atomics;
   device_bytes_read += other.device_bytes_read;
   device_bytes_written += other.device_bytes_written;
   constant_bytes_read += other.constant_bytes_read;

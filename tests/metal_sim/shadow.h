@@ -3,8 +3,8 @@
 //
 // Simulated execution is a sequence; each fenced barrier advances a clock. An access is stamped
 // with the threadgroup, the lane and the time. Two accesses to one byte, at least one of them a
-// write, are a race unless the same lane made both or the later lane has passed a fenced barrier
-// that both took part in since. Threadgroups of one launch are never ordered.
+// write, are a race unless the same lane made both, both are atomic, or the later lane has passed a
+// fenced barrier that both took part in since. Threadgroups of one launch are never ordered.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -14,22 +14,25 @@
 
 namespace sim {
 
-/// serial (30 bits) | time (22 bits) | byte mask (2 bits) | lane (10 bits). Zero: no access.
-/// The serial number counts all threadgroups ever run, so that old stamps need no clearing.
-constexpr int kLaneBits = 10, kMaskBits = 2, kTimeBits = 22;
+/// serial (30 bits) | time (21 bits) | atomic (1 bit) | byte mask (2 bits) | lane (10 bits). Zero:
+/// no access. The serial number counts all threadgroups ever run, so that old stamps need no
+/// clearing.
+constexpr int kLaneBits = 10, kMaskBits = 2, kAtomicBits = 1, kTimeBits = 21;
+constexpr int kTimeShift = kLaneBits + kMaskBits + kAtomicBits;
 constexpr Stamp kLaneMask = (Stamp{1} << kLaneBits) - 1;
 constexpr Stamp kByteMask = ((Stamp{1} << kMaskBits) - 1) << kLaneBits;
+constexpr Stamp kAtomicMask = Stamp{1} << (kLaneBits + kMaskBits);
 constexpr Stamp kTimeMask = (Stamp{1} << kTimeBits) - 1;
 
 constexpr Stamp make_stamp(uint64_t serial, uint64_t time, unsigned lane) {
-  return serial << (kTimeBits + kMaskBits + kLaneBits) | time << (kMaskBits + kLaneBits) | lane;
+  return serial << (kTimeBits + kTimeShift) | time << kTimeShift | lane;
 }
 
 constexpr unsigned lane_of(Stamp stamp) { return unsigned(stamp & kLaneMask); }
 
-constexpr uint64_t time_of(Stamp stamp) { return stamp >> (kMaskBits + kLaneBits) & kTimeMask; }
+constexpr uint64_t time_of(Stamp stamp) { return stamp >> kTimeShift & kTimeMask; }
 
-constexpr uint64_t serial_of(Stamp stamp) { return stamp >> (kTimeBits + kMaskBits + kLaneBits); }
+constexpr uint64_t serial_of(Stamp stamp) { return stamp >> (kTimeBits + kTimeShift); }
 
 /// What the running lane knows to be ordered before it, in one memory space.
 struct View {
@@ -37,6 +40,13 @@ struct View {
   uint64_t first_serial = 0;    // of this launch: what is older is ordered
   uint64_t group_time = 0;      // accesses of this threadgroup before this time are ordered
   uint64_t simdgroup_time = 0;  // those of this SIMD group before this one, too
+
+  /// The same for an atomic operation, which races with no other.
+  View as_atomic() const {
+    View view = *this;
+    view.me |= kAtomicMask;
+    return view;
+  }
 
   bool is_ordered(Stamp past) const {
     if (serial_of(past) != serial_of(me)) return serial_of(past) < first_serial;
@@ -51,6 +61,7 @@ struct View {
 /// from the first (another threadgroup, else another SIMD group, else another lane), so at least
 /// one of them is not the writer and not of its group, if there was any such reader. Single bytes
 /// of a cell used by different lanes can hide each other's stamps; they never raise a false alarm.
+/// Of atomic operations between two barriers only the first writer is known, and no reader.
 /// Stamps of device memory are shared between threads without locks: two accesses in the same
 /// nanosecond may miss each other.
 class Shadow {
@@ -100,12 +111,12 @@ class Shadow {
   }
 
   static bool conflicts(Stamp past, Stamp me, const View& view) {
-    return (past & me & kByteMask) && !view.is_ordered(past);
+    return (past & me & kByteMask) && !(past & me & kAtomicMask) && !view.is_ordered(past);
   }
 
   static Verdict load_cell(Cell& cell, Stamp me, const View& view) {
     const Stamp reader = cell.reader.load(std::memory_order_relaxed);
-    if (reader != me) note_reader(cell, reader, me, view);
+    if (reader != me && !(me & kAtomicMask)) note_reader(cell, reader, me, view);
     const Stamp writer = cell.writer.load(std::memory_order_relaxed);
     if (conflicts(writer, me, view)) return {Problem::kReadAfterWrite, writer};
     return {};
@@ -115,13 +126,21 @@ class Shadow {
     const Stamp writer = cell.writer.load(std::memory_order_relaxed);
     if (writer != me) {
       if (conflicts(writer, me, view)) return {Problem::kWriteAfterWrite, writer};
-      cell.writer.store(same_moment(writer, me) ? writer | me : me, std::memory_order_relaxed);
+      if (!remains(writer, me, view))
+        cell.writer.store(same_moment(writer, me) ? writer | me : me, std::memory_order_relaxed);
     }
     for (const Slot* slot : {&cell.reader, &cell.far_reader}) {
       const Stamp reader = slot->load(std::memory_order_relaxed);
       if (conflicts(reader, me, view)) return {Problem::kWriteAfterRead, reader};
     }
     return {};
+  }
+
+  // Of unordered atomic operations the first stays: who adds and then reads plainly would else meet
+  // only himself.
+  static bool remains(Stamp writer, Stamp me, const View& view) {
+    return (writer & me & kAtomicMask) && (writer & me & kByteMask) == (me & kByteMask) &&
+           !view.is_ordered(writer);
   }
 
   static bool same_moment(Stamp a, Stamp b) { return (a & ~kByteMask) == (b & ~kByteMask); }

@@ -41,6 +41,10 @@ const char* stop_name(Stop stop) {
       return "the end of the kernel";
     case Stop::kMatrixMultiply:
       return "simdgroup_multiply_accumulate";
+    case Stop::kMatrixLoad:
+      return "simdgroup_load";
+    case Stop::kMatrixStore:
+      return "simdgroup_store";
     case Stop::kShuffle:
       return "a SIMD shuffle";
     case Stop::kReduction:
@@ -114,11 +118,7 @@ void Worker::begin(const Launch& launch) {
   make_fibres(int(volume(launch.group) + kSimdWidth - 1) / kSimdWidth * kSimdWidth);
 }
 
-void Worker::end() {
-  counters_.threadgroup_memory = threadgroup_.used_bytes();
-  counters_.matrix_loads /= kSimdWidth;
-  counters_.matrix_stores /= kSimdWidth;
-}
+void Worker::end() { counters_.threadgroup_memory = threadgroup_.used_bytes(); }
 
 bool Worker::run_threadgroup(uint64_t index) {
   random_.seed(launch_->seed * 0x9E3779B97F4A7C15u + index);
@@ -163,7 +163,6 @@ int Worker::place_threadgroup(uint64_t index) {
     lane.lane = unsigned(i) % kSimdWidth;
     lane.simdgroups = unsigned(simdgroups);
     lane.stop = Stop::kStart;
-    lane.matrix_accesses = 0;
   }
   return simdgroups;
 }
@@ -289,6 +288,12 @@ void Worker::carry_out(const Lane* first, int count) {
     case Stop::kMatrixMultiply:
       counters_.matrix_multiplies++;
       break;
+    case Stop::kMatrixLoad:
+      counters_.matrix_loads++;
+      break;
+    case Stop::kMatrixStore:
+      counters_.matrix_stores++;
+      break;
     case Stop::kShuffle:
       counters_.shuffles++;
       break;
@@ -305,11 +310,8 @@ void Worker::carry_out(const Lane* first, int count) {
 
 void Worker::check_convergence(const Lane& a, const Lane& b, const char* what) {
   if (!same_stop(a, b))
-    return record(std::string(what) + ": " + lane_text(a) + " is at " + stop_text(a) + ", " +
-                  lane_text(b) + " at " + stop_text(b) + place_text(a));
-  if (a.simdgroup == b.simdgroup && a.matrix_accesses != b.matrix_accesses)
-    record("divergence: " + lane_text(a) + " made other matrix loads and stores than " +
-           lane_text(b) + ", the last at " + site_text(b.matrix_site) + place_text(a));
+    record(std::string(what) + ": " + lane_text(a) + " is at " + stop_text(a) + ", " +
+           lane_text(b) + " at " + stop_text(b) + place_text(a));
 }
 
 std::string Worker::place_text(const Lane& lane) const {
@@ -360,6 +362,18 @@ inline void Worker::store(const void* address, size_t bytes) {
   if (!verdict.is_fine()) abandon_access(verdict, address, bytes);
 }
 
+// Other atomic operations are no race.
+void Worker::atomic(const void* address, size_t bytes, AtomicUse use) {
+  counters_.atomics++;
+  const View views[] = {device_view_, threadgroup_view_};
+  device_view_ = device_view_.as_atomic();
+  threadgroup_view_ = threadgroup_view_.as_atomic();
+  if (use != AtomicUse::kStore) load(address, bytes);
+  if (use != AtomicUse::kLoad) store(address, bytes);
+  device_view_ = views[0];
+  threadgroup_view_ = views[1];
+}
+
 void Worker::abandon_access(const Verdict& verdict, const void* address, size_t bytes) {
   const std::string text = threadgroup_.contains(address)
                                ? threadgroup_.describe(verdict.problem, address, bytes)
@@ -374,6 +388,10 @@ std::string Worker::stray_text(const char* access, const void* address, size_t b
   if (at < kMaxLanes * kStackStride) return text + "in the private memory of another thread";
   if (is_static_data(address)) return text + "to a program-scope variable";
   return text + "outside every kind of memory";
+}
+
+void Worker::require(bool is_so, const char* fault) {
+  if (!is_so) abandon(fault);
 }
 
 void Worker::require_lane(int lane) {
@@ -406,13 +424,7 @@ void collective(Stop stop, Site site, void* argument, Apply apply, uint8_t fence
 
 void require_lane(int lane) { current_worker->require_lane(lane); }
 
-void note_matrix_access(Site site, uint64_t Counters::* counter) {
-  Lane* lane = current_lane;
-  const uint64_t here = uint64_t(site.line()) << 32 | site.column();
-  lane->matrix_accesses = std::rotl(lane->matrix_accesses, 5) * 0x9E3779B97F4A7C15u + here;
-  lane->matrix_site = site;
-  current_worker->count(counter);
-}
+void require(bool is_so, const char* fault) { current_worker->require(is_so, fault); }
 
 void* threadgroup_array(const void* tag, size_t bytes, size_t align) {
   return current_worker->threadgroup_array(tag, bytes, align);
@@ -424,6 +436,10 @@ void check_load(const void* address, size_t bytes) {
 
 void check_store(const void* address, size_t bytes) {
   if (current_worker) current_worker->store(address, bytes);
+}
+
+void check_atomic(const void* address, size_t bytes, AtomicUse use) {
+  current_worker->atomic(address, bytes, use);
 }
 
 }  // namespace sim

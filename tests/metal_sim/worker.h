@@ -56,9 +56,9 @@ class Worker {
   void stop_lane();
   void load(const void* address, size_t bytes);
   void store(const void* address, size_t bytes);
+  void atomic(const void* address, size_t bytes, AtomicUse use);
+  void require(bool is_so, const char* fault);
   void require_lane(int lane);
-
-  void count(uint64_t Counters::* counter) { counters_.*counter += 1; }
 
   void* threadgroup_array(const void* tag, size_t bytes, size_t align);
   void* threadgroup_argument(int index);
