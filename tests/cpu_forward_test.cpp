@@ -170,6 +170,58 @@ TEST(CpuForward, FewQueriesKeepValuesThatAreNotFiniteToThoseThatSeeThem) {
   }
 }
 
+/// Too many rows to decode, too few blocks of them for many threads: keys are split.
+std::vector<Case> split_cases() {
+  Case base{.q_heads = 2,
+            .kv_heads = 1,
+            .q_len = 29,
+            .kv_len = 1500,
+            .qk_dim = 24,
+            .v_dim = 19,
+            .causal = Causal::kLowerRight,
+            .sinks = true};
+  Case masked = base, biased = base, windowed = base, unseen = base;
+  masked.mask = {.shape = MaskShape::kPerHead};
+  masked.dropout = 0.4;
+  biased.mask = {MaskShape::kFull, DType::kFloat32, MaskPattern::kRandom};
+  windowed.window = {.left = 1100, .right = -1};
+  unseen.mask = {MaskShape::kFull, DType::kBool, MaskPattern::kEmptyRows};
+  unseen.sinks = false;
+  return {base, masked, biased, windowed, unseen};
+}
+
+TEST(CpuForward, FewBlocksOverManyKeys) {
+  for (Case spec : split_cases())
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      spec.dtype = dtype;
+      spec.name = describe(spec);
+      const CaseData data(spec, 5);
+      for (const InstructionSet* set : sets_here())
+        ASSERT_GT(cpu::plan_forward(data.problem, set->kernels.shape).splits, 1) << spec.name;
+      expect_oracle(spec);
+    }
+}
+
+TEST(CpuForward, FewBlocksKeepValuesThatAreNotFiniteToThoseThatSeeThem) {
+  for (Case spec : split_cases()) {
+    spec.name = describe(spec);
+    for (const double poison : {kNaN, kInfinity}) expect_confined(spec, poison);
+  }
+}
+
+TEST(CpuForward, KeysOfFewBlocksAreSplitByTheShapeAlone) {
+  Problem problem{.batch = 1, .q_heads = 1, .kv_heads = 1, .q_len = 50, .kv_len = 32768};
+  const cpu::KernelShape shape{.block_lanes = 48};
+  EXPECT_EQ(
+      cpu::to_string(cpu::plan_forward(problem, shape), "any"),
+      "any: 48 lanes x 128 keys, in place, 1 block a task, keys in 16 parts of 2048, 32 tasks");
+  problem.q_len = 1536;
+  EXPECT_EQ(cpu::plan_forward(problem, shape).splits, 1) << "there are blocks enough";
+  problem.q_len = 50;
+  problem.causal = Causal::kUpperLeft;
+  EXPECT_EQ(cpu::plan_forward(problem, shape).splits, 1) << "few keys are visible";
+}
+
 TEST(CpuForward, KeysOfFewQueriesAreSplitByTheShapeAlone) {
   Problem problem{.batch = 1, .q_heads = 1, .kv_heads = 1, .q_len = 1, .kv_len = 32768};
   const cpu::KernelShape shape{.block_lanes = 48};

@@ -49,8 +49,10 @@ std::vector<Case> varied_cases() {
   Case decode = few_heads;
   decode.q_len = 1;
   decode.kv_len = 3000;
-  std::vector<Case> list{base, few_heads, decode};
-  for (std::size_t n = 0; n < 3; ++n) {
+  Case few_rows = decode;
+  few_rows.q_len = 40;
+  std::vector<Case> list{base, few_heads, decode, few_rows};
+  for (std::size_t n = 0; n < 4; ++n) {
     list.push_back(list[n]);
     list.back().dtype = DType::kBFloat16;
   }

@@ -24,7 +24,10 @@ struct ForwardPlan {
   int blocks_per_task = 1;       ///< blocks that share what a task stages
   bool has_short_heads = false;  ///< a task is a head, and the next one's rows fit the cache beside
   std::int64_t rows = 0;         ///< of one key/value head: queries times its group
-  std::int64_t tasks_per_head = 0;
+  std::int64_t chunks_per_head = 0;          ///< a chunk is the blocks of a task
+  std::int64_t first_key = 0, last_key = 0;  ///< what any row may see by position
+  std::int64_t split_keys = 0;               ///< keys of a task, where they are split
+  std::int64_t splits = 1;                   ///< tasks of a chunk
   std::int64_t tasks = 0;
   DecodePlan last_rows;  ///< of each head, where they are too few to fill lanes
 
@@ -33,7 +36,8 @@ struct ForwardPlan {
 
 ForwardPlan plan_forward(const Problem& problem, KernelShape shape);
 
-/// "avx512: 48 lanes x 128 keys, in place, 1 block a task, 344 tasks"
+/// "avx512: 48 lanes x 128 keys, in place, 1 block a task, 344 tasks"; where keys are split, ",
+/// keys in 32 parts of 1024" follows the blocks
 std::string to_string(const ForwardPlan& plan, std::string_view instruction_set);
 
 }  // namespace sdpa::cpu
