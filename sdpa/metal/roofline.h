@@ -21,6 +21,7 @@ struct Chip {
   int cores;
   double teraflops;             ///< float32, a multiply-add counted as two
   double gigabytes_per_second;  ///< of memory
+  bool is_scaled = false;       ///< no peak is published: the base chip's by the number of cores
 };
 
 /// M1 to M5, oldest first.

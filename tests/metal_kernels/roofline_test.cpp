@@ -93,6 +93,17 @@ TEST(Roofline, DecodingWaitsForMemory) {
             std::string::npos);
 }
 
+TEST(Roofline, SaysWhichPeaksAreScaled) {
+  const Problem problem = problem_of(shape(64, 64, 64));
+  const auto explain = [&](std::string_view name) {
+    const Chip& chip = chip_named(name);
+    const Plan plan = plan_forward(problem, dense_forward(problem), device_of(chip));
+    return explain_estimate(problem, plan, chip);
+  };
+  EXPECT_NE(explain("m5-max").find("scaled by the number of cores"), std::string::npos);
+  EXPECT_EQ(explain("m5").find("scaled"), std::string::npos);
+}
+
 TEST(Roofline, AnUnknownChipIsNamedWithTheKnownOnes) {
   try {
     chip_named("m9");
