@@ -40,7 +40,7 @@ struct Tolerance {
 };
 
 /// The accuracy contract: the only place that says how close is close enough.
-Tolerance tolerance(DType dtype, Pass pass);
+Tolerance tolerance(const Problem& problem, Pass pass);
 
 /// NaN is close to NaN, and an infinity to itself.
 bool is_close(double actual, double expected, const Tolerance& allowed);

@@ -158,11 +158,18 @@ TEST(Harness, TheSameSeedGivesTheSameTensors) {
 }
 
 TEST(Harness, TolerancesAreTheContract) {
-  EXPECT_EQ(tolerance(DType::kFloat32, Pass::kForward).absolute, 5e-6);
-  EXPECT_EQ(tolerance(DType::kFloat32, Pass::kForward).relative, 5e-5);
-  EXPECT_EQ(tolerance(DType::kFloat16, Pass::kForward).absolute, 5e-3);
-  EXPECT_EQ(tolerance(DType::kBFloat16, Pass::kForward).relative, 5e-2);
-  EXPECT_EQ(tolerance(DType::kBFloat16, Pass::kBackward).absolute, 1e-2);
+  const auto of = [](DType dtype, Pass pass, double scale = 0.25) {
+    return tolerance({.dtype = dtype, .qk_dim = 16, .scale = scale}, pass);
+  };
+  EXPECT_EQ(of(DType::kFloat32, Pass::kForward).absolute, 5e-6);
+  EXPECT_EQ(of(DType::kFloat32, Pass::kForward).relative, 5e-5);
+  EXPECT_EQ(of(DType::kFloat16, Pass::kForward).absolute, 5e-3);
+  EXPECT_EQ(of(DType::kBFloat16, Pass::kForward).relative, 5e-2);
+  EXPECT_EQ(of(DType::kBFloat16, Pass::kBackward).absolute, 1e-2);
+  EXPECT_EQ(of(DType::kFloat32, Pass::kBackward, 0.1).absolute, 1e-5);
+  EXPECT_DOUBLE_EQ(of(DType::kFloat32, Pass::kBackward, -0.75).absolute, 3e-5)
+      << "three times the scale";
+  EXPECT_EQ(of(DType::kFloat32, Pass::kForward, -0.75).absolute, 5e-6);
 }
 
 }  // namespace
