@@ -118,7 +118,9 @@ class Pass {
   void run_whole(std::int64_t head, int worker) const {
     const std::int64_t batch = head / s_.kv_heads, kv_head = head % s_.kv_heads;
     float* sums = scratch(worker) + job_.layout.size;
-    kernels_.run_part({&job_, job_.parts, batch, kv_head, sums, nullptr, scratch(worker)});
+    const std::int64_t next = head + thread_count_;
+    kernels_.run_part({&job_, job_.parts, batch, kv_head, sums, nullptr, scratch(worker),
+                       next < s_.batch * s_.kv_heads ? next : -1});
     const BackwardMerge merge{&job_, batch, kv_head, sums, nullptr, scratch(worker)};
     for (std::int64_t block = 0; block < key_blocks(); ++block) kernels_.merge_keys(merge, block);
   }
@@ -208,6 +210,7 @@ class Pass {
   const BackwardKernels& kernels_;
   BackwardPlan plan_;
   BackwardJob job_;
+  const std::int64_t thread_count_ = thread_count();
   std::int64_t head_key_floats_ = 0, head_query_floats_ = 0, worker_floats_ = 0;
   Floats workers_, key_sums_, query_sums_, sinks_, sink_terms_;
 };

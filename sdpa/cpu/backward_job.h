@@ -60,6 +60,8 @@ struct BackwardTask {
   float* key_sums;
   float* query_sums;  ///< rows of dQ; null: they are written to their tensor
   float* scratch;
+  std::int64_t next_head =
+      -1;  ///< batch * kv_heads + kv_head of the task that follows; -1: unknown
 };
 
 /// The share of the mask's gradient that one task owns: that of one block of keys, or of all where

@@ -5,7 +5,7 @@
 //
 //   for each unit (up to 192 rows, backward_unit.h):
 //     for each 64 keys that the unit sees:
-//       stage K, V
+//       stage K, V (floats that lie in whole vectors are read in place)
 //       for each slab of the unit (up to 96 rows):
 //         P  = exp2(mask(softcap(K Q^T)) - lse2)                    [key][row]
 //         dP = keep V dO^T;  dS = P (dP - delta);  P = keep P
@@ -24,6 +24,7 @@
 // What a row does not see has P = 0 and dS = 0 exactly, whatever K, V and dO hold there. A zero
 // must still not meet a NaN in the last three products: where staged rows are not finite they leave
 // out zero weights one by one.
+#include "sdpa/cpu/backward_ahead.h"
 #include "sdpa/cpu/backward_unit.h"
 
 namespace sdpa::cpu {
@@ -75,6 +76,7 @@ class BackwardKernel {
     const BlockRange seen = visible_blocks(s_, unit_.first_row(), unit_.rows());
     is_one_block_ = seen.last - seen.first == 1;
     if (seen.last < last) last = seen.last;
+    last_block_ = last;
     for (std::int64_t block = seen.first > first ? seen.first : first; block < last; ++block)
       run_block(block);
     return seen;
@@ -130,11 +132,34 @@ class BackwardKernel {
 
   /// Keys [step_, step_end_) of the block.
   void run_step() {
-    const int keys = step_end_ - step_;
-    key_ = Ops::stage_steps(key_rows(t_.key), keys, {at(m_.key), m_.qk_stride});
-    if (needs_dp()) value_ = Ops::stage_rows(key_rows(t_.value), keys, {at(m_.value), m_.v_stride});
+    key_ = Ops::stage_keys(key_rows(t_.key), {at(m_.key), m_.qk_stride});
+    if (needs_dp()) value_ = Ops::stage_values(key_rows(t_.value), {at(m_.value), m_.v_stride});
+    look_ahead();
     for (const Slab<S>& slab : unit_.slabs())
       if (slab.first < step_end_ && slab.last > step_) run_slab(slab);
+  }
+
+  /// Asks for what the next step reads and adds to; at the end of a unit, for the next one.
+  void look_ahead() {
+    ahead_.clear();
+    const std::int64_t next = block_key_ + step_end_, end = last_block_ * kKeyBlock;
+    const std::int64_t left = (end < s_.kv_len ? end : s_.kv_len) - next;
+    if (left > 0) {
+      ahead_.add_keys(next, left < kKeyStep ? left : kKeyStep);
+      if (!adds_to_mask_) add_sums(next, left < kKeyStep ? left : kKeyStep);
+    } else if (!adds_to_mask_) {
+      ahead_.add_next_unit(unit_.first_row(), unit_.rows());
+    }
+    int calls = 0;
+    for (const Slab<S>& slab : unit_.slabs())
+      calls += 2 * slab.panel_count * ((step_end_ - step_ + S::kRows - 1) / S::kRows);
+    ahead_.spread(calls);
+  }
+
+  void add_sums(std::int64_t key, std::int64_t keys) {
+    const std::int64_t row = key - task_.part->first_block * kKeyBlock;
+    ahead_.add_floats(grad_value_sums(row), m_.v_stride, keys);
+    ahead_.add_floats(grad_key_sums(row), m_.qk_stride, keys);
   }
 
   TensorRows key_rows(const TensorView& view) const {
@@ -212,6 +237,7 @@ class BackwardKernel {
         panel.width(), words<Element>(s_.qk_dim), first,
         last};
     multiply_panel<S, Columns>(product, [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
+      ahead_.ask();
       if constexpr (kPairs) scale(tile, score_scale_);
       if (softcap_.cap != 0) {
         apply_softcap(softcap_, tile);
@@ -271,6 +297,7 @@ class BackwardKernel {
     hide<Columns>(ds_, start, 0, first);
     hide<Columns>(ds_, start, last, step_end_ - step_);
     multiply_panel<S, Columns>(value_product(panel), [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
+      ahead_.ask();
       finish_ds(panel, tile, key);
     });
   }
@@ -457,10 +484,11 @@ class BackwardKernel {
   const float score_scale_ = static_cast<float>(s_.scale) * kLog2E;
   const float rescale_ = static_cast<float>(s_.dropout.rescale());
   BackwardUnit<S, Element> unit_;
+  BackwardAhead ahead_{task_};
   Operand<Element> key_, value_;
   Weights<Element> p_, ds_;
   const Slab<S>* slab_ = nullptr;
-  std::int64_t block_key_ = 0;
+  std::int64_t block_key_ = 0, last_block_ = 0;
   std::int64_t zeroed_ = 0;  ///< key blocks before this one have their sums zeroed
   int lanes_ = 0, step_ = 0, step_end_ = 0;
   bool adds_to_mask_ = false;  ///< instead of gathering dQ, dK and dV

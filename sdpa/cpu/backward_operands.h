@@ -52,6 +52,20 @@ struct Operands<S, float> {
     return stage_rows(from, padded_rows, to);
   }
 
+  /// Read in place where that is as good.
+  static Operand<float> stage_keys(const TensorRows& from, const StagedRows& to) {
+    if (!lie_as_staged(from, to.stride)) return stage_rows(from, from.rows, to);
+    const auto* data = reinterpret_cast<const float*>(from.row[0]);
+    return {data, to.stride, data, to.stride, are_finite<S>(data, from.rows * to.stride)};
+  }
+
+  /// The product with values shows by itself where they are not finite.
+  static Operand<float> stage_values(const TensorRows& from, const StagedRows& to) {
+    if (!lie_as_staged(from, to.stride)) return stage_rows(from, from.rows, to);
+    const auto* data = reinterpret_cast<const float*>(from.row[0]);
+    return {data, to.stride, data, to.stride, true};
+  }
+
   /// to[column][row] = factor * rows[first + row][column]
   static void transpose(const Operand<float>& from, int first, int count, int columns, float factor,
                         float* to) {
@@ -94,6 +108,14 @@ struct Operands<S, BFloat16Pair> {
       for (std::int64_t c = 0; c < stride; ++c) infinite |= not_finite(out[c]);
     }
     return {words, stride, nullptr, to.stride, infinite == 0};
+  }
+
+  static Operand<BFloat16Pair> stage_keys(const TensorRows& from, const StagedRows& to) {
+    return stage_steps(from, from.rows, to);
+  }
+
+  static Operand<BFloat16Pair> stage_values(const TensorRows& from, const StagedRows& to) {
+    return stage_rows(from, from.rows, to);
   }
 
   /// Rows, and behind them neighbouring rows in pairs.

@@ -70,6 +70,30 @@ bool stage(const TensorRows& from, int padded_rows, const StagedRows& out) {
   }
 }
 
+/// Whether rows need no staging: floats side by side, whole vectors.
+SDPA_INLINE bool lie_as_staged(const TensorRows& from, std::int64_t stride) {
+  return from.dtype == DType::kFloat32 && from.step == 1 && from.columns == stride &&
+         (from.rows < 2 ||
+          from.row[1] - from.row[0] == stride * static_cast<std::int64_t>(sizeof(float)));
+}
+
+/// `count` is a multiple of kLanes.
+template <class S>
+bool are_finite(const float* data, std::int64_t count) {
+  constexpr int kSums = 4;
+  typename S::Vec poison[kSums];
+  for (auto& each : poison) each = S::zero();
+  std::int64_t i = 0;
+  for (; i + kSums * S::kLanes <= count; i += kSums * S::kLanes)
+    unroll<kSums>([&](auto n) SDPA_INLINE_LAMBDA {
+      poison[n] = S::multiply_add(S::zero(), S::load(data + i + n * S::kLanes), poison[n]);
+    });
+  for (; i < count; i += S::kLanes)
+    poison[0] = S::multiply_add(S::zero(), S::load(data + i), poison[0]);
+  const auto all = S::add(S::add(poison[0], poison[1]), S::add(poison[2], poison[3]));
+  return !S::any(S::not_less(all, S::broadcast(1)));
+}
+
 /// to[column][row] = factor * rows[row][column]
 template <class S>
 void transpose_rows(const StagedRows& rows, int count, int columns, float factor, float* to) {
