@@ -115,10 +115,10 @@ def parse_page(page: str) -> list[Row]:
     """The lines of other projects in the page."""
     rows, problem = [], ""
     for line in page.splitlines():
-        if line.startswith("### "):
-            problem = line[4:]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| ") and cells[0].split()[0] in PROJECTS.values():
+        if cells[0].startswith("**"):
+            problem = cells[0].strip("*")
+        elif line.startswith("| ") and cells[0].split()[0] in PROJECTS.values():
             rows.append(Row(problem, cells[0], tuple(int(cell.split()[0]) for cell in cells[1:])))
     return rows
 
@@ -250,9 +250,11 @@ This page is generated and `counts_table_test` fails where it is out of date;
 
 def render(rows: list[Row]) -> str:
     parts = [INTRODUCTION, "## Forward\n"]
+    listed = []
     for problem in problems_of(rows):
-        listed = [cells_of(row, rows) for row in forward_rows(rows, problem)]
-        parts.append("\n".join([f"### {problem}\n", *table(("kernel", *COLUMNS), listed)]) + "\n")
+        listed.append([f"**{problem}**", *[""] * len(COLUMNS)])
+        listed += [cells_of(row, rows) for row in forward_rows(rows, problem)]
+    parts.append("\n".join(table(("kernel", *COLUMNS), listed)) + "\n")
     parts.append("## Backward\n\nMLX and torch have no such kernels.\n")
     listed = [
         [f"{row.problem}: {row.kernel.removesuffix(BACKWARD)}", *map(str, row.counts)]
