@@ -36,7 +36,8 @@ template <class S>
 struct DecodeWorkspace {
   ScoreMask<S>* mask;
   float* queries;         ///< [rows][padded qk_dim] floats, or half as many words of bfloat16
-  float* scores;          ///< [rows][kScoreStride]
+  float* scores;          ///< [rows][kScoreStride], then probabilities
+  BFloat16* rounded;      ///< [rows][kScoreStride]: probabilities for products of pairs
   float* lane_sums;       ///< [rows][kLanes]: row_sum before its lanes are added
   float* rescale;         ///< [rows]: what the block's maximum makes of O
   float* keys;            ///< [kKeyBlock][qk_dim], for elements that are not neighbours
@@ -49,6 +50,7 @@ struct DecodeWorkspace {
     mask = arena.take<ScoreMask<S>>(1);
     queries = arena.take<float>(plan.rows * padded_for_decode(problem.qk_dim));
     scores = arena.take<float>(plan.rows * kScoreStride);
+    rounded = arena.take<BFloat16>(S::kHasBFloat16Dot ? plan.rows * kScoreStride : 0);
     lane_sums = arena.take<float>(plan.rows * S::kLanes);
     rescale = arena.take<float>(plan.rows);
     keys = arena.take<float>(kKeyBlock * problem.qk_dim);
@@ -66,6 +68,7 @@ template <class S, typename Data, typename Element>
 struct DecodeTask {
   using Operand = DotOperand<S, Element>;
   using Query = typename Operand::Query;
+  static constexpr bool kPairs = S::kHasBFloat16Dot && std::is_same_v<Element, BFloat16>;
 
   const Problem& problem;
   const ForwardTensors& tensors;
@@ -190,6 +193,7 @@ struct DecodeTask {
       sum = S::add(sum, p);
       if (problem.dropout.is_active()) p = S::keep(row_sees(work.mask->kept, row, key), p);
       S::store(scores + key, p);
+      if constexpr (kPairs) S::store_rounded(work.rounded + row * kScoreStride + key, p);
     }
     S::store(lane_sums, sum);
   }
@@ -220,18 +224,21 @@ struct DecodeTask {
     return S::test(S::broadcast_word(bits), S::load_words(kBits));
   }
 
-  /// Returns what scores of this block are taken relative to; NaN raises nothing.
+  /// Returns what scores of this block are taken relative to: the maximum before it as long as none
+  /// exceeds that by much, which division by the sum undoes. NaN raises nothing.
   float raise_maximum(int row, typename S::Vec lanes_max) {
+    const float old = partial.row_max[row];
+    work.rescale[row] = 1;
+    if (!S::any(S::greater(lanes_max, S::broadcast(old + kStaleSlack))))
+      return old == kMinusInfinity ? 0 : old;
     alignas(64) float largest[S::kLanes];
     S::store(largest, lanes_max);
-    const float old = partial.row_max[row];
     float top = old;
     for (const float each : largest) top = each > top ? each : top;
-    const float base = top == kMinusInfinity ? 0 : top;
     partial.row_max[row] = top;
-    S::store(largest, exp2<S>(S::broadcast(old - base)));
-    work.rescale[row] = top == old ? 1 : largest[0];
-    return base;
+    S::store(largest, exp2<S>(S::broadcast(old - top)));
+    work.rescale[row] = largest[0];
+    return top;
   }
 
   void accumulate() {
@@ -258,10 +265,30 @@ struct DecodeTask {
       unroll<Vectors>([&](auto j)
                           SDPA_INLINE_LAMBDA { tile.v[r][j] = S::mul(tile.v[r][j], factor); });
     });
-    add_values(tile, values, begin, end, d, width, work.scores + row * kScoreStride, kScoreStride);
+    add_block(tile, row, d, width);
     if ((is_partial || problem.dropout.is_active()) && !is_finite(tile))
       return add_seen(row, Rows, d, Vectors > 1 ? Vectors * S::kLanes : width);
     store(tile, out, out_stride());
+  }
+
+  template <int Rows, int Vectors>
+  SDPA_INLINE void add_block(OutTile<S, Rows, Vectors>& tile, int row, std::int64_t d, int width) {
+    if constexpr (kPairs && Vectors > 1) {
+      reorder(tile, S::order_as_interleaved);
+      add_value_pairs(tile, values, begin, end, d, work.rounded + row * kScoreStride, kScoreStride);
+      reorder(tile, S::order_as_columns);
+    } else {
+      add_values(tile, values, begin, end, d, width, work.scores + row * kScoreStride,
+                 kScoreStride);
+    }
+  }
+
+  template <int Rows, int Vectors, typename Order>
+  static SDPA_INLINE void reorder(OutTile<S, Rows, Vectors>& tile, const Order& order) {
+    unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
+      unroll<Vectors / 2>(
+          [&](auto j) SDPA_INLINE_LAMBDA { order(tile.v[r][2 * j], tile.v[r][2 * j + 1]); });
+    });
   }
 
   /// One row, one key at a time, over columns [d, d + width): rare, and never fast.

@@ -14,8 +14,11 @@
 // lie, in their own type; where the instruction set has dot products of bfloat16 pairs, scores take
 // keys and queries as they are.
 //
-// Keys are taken one after the other and not several side by side, since that is the order in which
-// processors fetch ahead (1.16 times as fast for one row of 128 floats a key on one Zen 4 core).
+// Keys of floats are taken one after the other and not several side by side, since that is the
+// order in which processors fetch ahead (1.16 times as fast for one row of 128 floats a key on one
+// Zen 4 core). Rows of 16 bits are half as long, so that loading the queries would be the bound:
+// four keys share each vector of a query (from 30 to 34 GB/s for four rows of bfloat16 out of the
+// second level of cache), and values of bfloat16 are multiplied in pairs of keys (from 23 to 30).
 // While one block of keys is worked on, the next is asked for, into the second level of cache: the
 // processor's own fetching stops at every page (1.35 times as fast). Into the first level it would
 // be slower than none, because the few buffers for misses of the first level would all wait for
@@ -87,22 +90,38 @@ SDPA_INLINE void dot_tile(const DecodeRows<Element>& rows, int key, int last, co
                           std::int64_t query_stride, float* scores, std::int64_t score_stride) {
   using Operand = DotOperand<S, Element>;
   constexpr int kWidth = Operand::kWidth, kCount = Rows * Keys;
+  constexpr int kBeside = sizeof(Element) == 2 && Keys > 4 ? 4 : sizeof(Element) == 2 ? Keys : 1;
   const std::int64_t whole = rows.columns / kWidth * kWidth;
   const int rest = static_cast<int>(rows.columns - whole);
   typename S::Vec sum[kCount];
-  unroll<Keys>([&](auto k) SDPA_INLINE_LAMBDA {
-    const std::int64_t index = key + k < last ? key + k : last - 1;
-    const Element* at = rows.data + index * rows.stride;
-    prefetch_row(rows, at, rows.columns);
-    unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA { sum[r * Keys + k] = S::zero(); });
-    const auto multiply = [&](std::int64_t d, auto element) SDPA_INLINE_LAMBDA {
+  unroll<kCount>([&](auto i) SDPA_INLINE_LAMBDA { sum[i] = S::zero(); });
+  unroll<Keys / kBeside>([&](auto group) SDPA_INLINE_LAMBDA {
+    constexpr int kFirst = group * kBeside;
+    const Element* at[kBeside];
+    unroll<kBeside>([&](auto k) SDPA_INLINE_LAMBDA {
+      const std::int64_t index = key + kFirst + k < last ? key + kFirst + k : last - 1;
+      at[k] = rows.data + index * rows.stride;
+      prefetch_row(rows, at[k], rows.columns);
+    });
+    const auto multiply = [&](std::int64_t d, const auto& load) SDPA_INLINE_LAMBDA {
+      decltype(Operand::load(query)) part[Rows];
       unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
-        sum[r * Keys + k] = S::multiply_add(Operand::load(query + r * query_stride + d), element,
-                                            sum[r * Keys + k]);
+        part[r] = Operand::load(query + r * query_stride + d);
+      });
+      unroll<kBeside>([&](auto k) SDPA_INLINE_LAMBDA {
+        const auto element = load(at[k] + d);
+        unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
+          auto& to = sum[r * Keys + kFirst + k];
+          to = S::multiply_add(part[r], element, to);
+        });
       });
     };
-    for (std::int64_t d = 0; d < whole; d += kWidth) multiply(d, Operand::load(at + d));
-    if (rest > 0) multiply(whole, Operand::load_part(at + whole, rest));
+    const auto load_whole = [](const Element* from)
+                                SDPA_INLINE_LAMBDA { return Operand::load(from); };
+    const auto load_rest = [&](const Element* from)
+                               SDPA_INLINE_LAMBDA { return Operand::load_part(from, rest); };
+    for (std::int64_t d = 0; d < whole; d += kWidth) multiply(d, load_whole);
+    if (rest > 0) multiply(whole, load_rest);
   });
   alignas(64) float total[kCount];
   unroll<kCount / S::kLanes>([&](auto part) SDPA_INLINE_LAMBDA {
@@ -144,6 +163,37 @@ SDPA_INLINE void add_values(OutTile<S, Rows, Vectors>& tile, const DecodeRows<El
     });
     unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
       const auto p = S::broadcast(probabilities[r * probability_stride + key]);
+      unroll<Vectors>([&](auto j) SDPA_INLINE_LAMBDA {
+        tile.v[r][j] = S::multiply_add(p, value[j], tile.v[r][j]);
+      });
+    });
+  }
+}
+
+/// The same for keys in pairs of bfloat16, from `first` on if that is even, else with a zero before
+/// it. Vectors of the tile are in the order of S::interleave. Half the multiply-adds, and no
+/// conversion to float.
+template <class S, int Rows, int Vectors>
+SDPA_INLINE void add_value_pairs(OutTile<S, Rows, Vectors>& tile, const DecodeRows<BFloat16>& rows,
+                                 int first, int last, std::int64_t d, const BFloat16* probabilities,
+                                 std::int64_t probability_stride) {
+  constexpr int kWidth = 2 * S::kLanes;
+  alignas(64) static constexpr BFloat16 kZeros[Vectors * S::kLanes] = {};
+  for (int key = first & ~1; key < last; key += 2) {
+    const BFloat16* at = rows.data + key * rows.stride + d;
+    const BFloat16* low = key < first ? kZeros : at;
+    const BFloat16* high = key + 1 < last ? at + rows.stride : kZeros;
+    prefetch_row(rows, low, Vectors * S::kLanes);
+    prefetch_row(rows, high, Vectors * S::kLanes);
+    typename S::Pairs value[Vectors];
+    unroll<Vectors / 2>([&](auto j) SDPA_INLINE_LAMBDA {
+      S::interleave(S::load_pairs(low + j * kWidth), S::load_pairs(high + j * kWidth), value[2 * j],
+                    value[2 * j + 1]);
+    });
+    unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
+      BFloat16Pair pair;
+      __builtin_memcpy(&pair, probabilities + r * probability_stride + key, sizeof pair);
+      const auto p = S::broadcast(pair);
       unroll<Vectors>([&](auto j) SDPA_INLINE_LAMBDA {
         tile.v[r][j] = S::multiply_add(p, value[j], tile.v[r][j]);
       });

@@ -9,9 +9,6 @@
 
 namespace sdpa::cpu {
 
-/// How far scores may exceed a stale maximum, in powers of two.
-constexpr float kStaleSlack = 8;
-
 /// Whether scores need anything but the product.
 enum class Rules : std::uint8_t { kPlain, kAll };
 

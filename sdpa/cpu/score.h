@@ -31,6 +31,9 @@ namespace sdpa::cpu {
 constexpr int kKeyWords = kKeyBlock / 32;
 constexpr float kMinusInfinity = -__builtin_inff();
 
+/// How far scores may exceed a stale maximum, in powers of two.
+constexpr float kStaleSlack = 8;
+
 enum class Coverage : std::uint8_t { kNone, kPartial, kFull };
 
 /// What masks the scores of one block of lanes on one range of keys of a key block.

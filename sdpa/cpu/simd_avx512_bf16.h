@@ -49,6 +49,26 @@ struct Avx512BFloat16 : Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v));
   }
 
+  /// Elements of two rows side by side, in an order of their own: see order_as_interleaved.
+  static SDPA_INLINE void interleave(Pairs a, Pairs b, Pairs& first, Pairs& second) {
+    first = {_mm512_unpacklo_epi16(a.words, b.words)};
+    second = {_mm512_unpackhi_epi16(a.words, b.words)};
+  }
+
+  /// Two vectors of neighbouring columns to the order of `interleave`, which takes quads in turn,
+  /// and back.
+  static SDPA_INLINE void order_as_interleaved(Vec& a, Vec& b) {
+    const Vec first = _mm512_shuffle_f32x4(a, b, 0x88);
+    b = _mm512_shuffle_f32x4(a, b, 0xdd);
+    a = first;
+  }
+
+  static SDPA_INLINE void order_as_columns(Vec& a, Vec& b) {
+    const Vec low = _mm512_shuffle_f32x4(a, b, 0x44), high = _mm512_shuffle_f32x4(a, b, 0xee);
+    a = _mm512_shuffle_f32x4(low, low, 0xd8);
+    b = _mm512_shuffle_f32x4(high, high, 0xd8);
+  }
+
   /// Lane by lane (even, odd), each rounded to nearest.
   static SDPA_INLINE Pairs pack_pairs(Vec even, Vec odd) {
     const __m512i half = _mm512_set1_epi32(0x8000);
