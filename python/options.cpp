@@ -13,15 +13,24 @@ namespace {
 
 namespace nb = nanobind;
 
-/// Per pass and dtype (in the order of sdpa::DType), the least work for each class of dimensions.
-using ThresholdLists = std::optional<std::vector<std::vector<std::vector<double>>>>;
+/// Pairs of a back end and the least work from which on it is tried.
+using Pairs = std::vector<std::pair<std::string, double>>;
+
+/// Per pass and dtype (in the order of sdpa::DType), a ladder for each class of dimensions.
+using ThresholdLists = std::optional<std::vector<std::vector<std::vector<Pairs>>>>;
+
+sdpa::Ladder to_ladder(const Pairs& pairs) {
+  sdpa::Ladder ladder;
+  for (const auto& [backend, minimum_work] : pairs) ladder.push_back({backend, minimum_work});
+  return ladder;
+}
 
 sdpa::Thresholds to_thresholds(const ThresholdLists& lists) {
   sdpa::Thresholds thresholds;
   for (std::size_t pass = 0; lists && pass < 2; ++pass)
     for (std::size_t dtype = 0; dtype < 5; ++dtype)
       for (std::size_t dim = 0; dim < sdpa::kDimClasses; ++dim)
-        thresholds.minimum_work[pass][dtype][dim] = lists->at(pass).at(dtype).at(dim);
+        thresholds.ladders[pass][dtype][dim] = to_ladder(lists->at(pass).at(dtype).at(dim));
   return thresholds;
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "sdpa/select.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <optional>
 
 namespace sdpa {
@@ -35,10 +37,16 @@ std::optional<std::string> objection(const Backend& backend, const Problem& prob
   return joined(reasons);
 }
 
+/// Keeps the first sentence against each back end.
+void reject(std::string_view name, std::string&& sentence, Choice& choice) {
+  if (std::ranges::find(choice.rejected, name, &Rejection::backend) == choice.rejected.end())
+    choice.rejected.push_back({std::string(name), std::move(sentence)});
+}
+
 /// Takes `backend` if nothing is against it, else notes the objection.
 bool take(const Backend& backend, const Problem& problem, Pass pass, Choice& choice) {
   if (auto sentence = objection(backend, problem, pass)) {
-    choice.rejected.push_back({std::string(backend.name()), std::move(*sentence)});
+    reject(backend.name(), std::move(*sentence), choice);
     return false;
   }
   choice.backend = &backend;
@@ -51,6 +59,34 @@ bool is_plain(const Problem& problem) {
   return problem.softcap == 0 && !problem.has_sinks && !problem.dropout.is_active() &&
          problem.causal != Causal::kLowerRight && problem.window.left < 0 &&
          problem.window.right < 0;
+}
+
+std::string needs_more(double minimum, double work) {
+  char text[128];
+  std::snprintf(text, sizeof text,
+                "Calibration found others faster below a work of %.2g; this problem's is %.2g.",
+                minimum, work);
+  return text;
+}
+
+/// Climbs a ladder; whether that settled the choice.
+bool climb(const Ladder& ladder, const Problem& problem, Pass pass,
+           std::span<const Backend* const> candidates, Choice& choice) {
+  bool held_back = false;
+  for (const Step& step : ladder) {
+    const auto found = std::ranges::find(candidates, step.backend, &Backend::name);
+    if (found == candidates.end()) continue;
+    if (const double done = work(problem); done < step.minimum_work) {
+      held_back = true;
+      reject(step.backend, needs_more(step.minimum_work, done), choice);
+    } else if (take(**found, problem, pass, choice)) {
+      choice.why = "Calibration found it the fastest for this amount of work.";
+      return true;
+    }
+  }
+  if (held_back)
+    choice.why = "Calibration found the framework's own function faster below this amount of work.";
+  return held_back;
 }
 
 }  // namespace
@@ -72,11 +108,9 @@ Choice select(const Problem& problem, Pass pass, std::string_view requested,
       choice.why = "It was asked for by name.";
       return choice;
     }
-  const double minimum = thresholds.of(pass, problem);
-  if (automatic && minimum > 0 && is_plain(problem) && work(problem) < minimum) {
-    choice.why = "Calibration found the framework's own function faster below this amount of work.";
+  if (automatic && is_plain(problem) &&
+      climb(thresholds.of(pass, problem), problem, pass, candidates, choice))
     return choice;
-  }
   for (const Backend* candidate : candidates)
     if (candidate->name() != requested && candidate->name() != "metal_proto" &&
         take(*candidate, problem, pass, choice)) {

@@ -14,15 +14,25 @@ namespace sdpa {
 constexpr std::int64_t kDimBounds[] = {64, kMaxHeadDim};
 constexpr int kDimClasses = 2;
 
-/// From which amount of work on a back end beats the framework's own function ("stock"), measured
-/// by calibration. Work is batch * heads * visible pairs * dim; 0: always; infinity: never.
+/// From which amount of work on a back end is tried. Work is batch * heads * visible pairs * dim;
+/// 0: always; infinity: never.
+struct Step {
+  std::string backend;
+  double minimum_work = 0;
+};
+
+/// The order in which calibration has back ends tried, above the framework's own function
+/// ("stock"). Empty: nothing was measured.
+using Ladder = std::vector<Step>;
+
+/// What calibration knows of this machine.
 struct Thresholds {
   /// Indexed by Pass, DType and the class of the head dimension.
-  double minimum_work[2][5][kDimClasses] = {};
+  Ladder ladders[2][5][kDimClasses];
 
-  double of(Pass pass, const Problem& problem) const {
-    return minimum_work[static_cast<int>(pass)][static_cast<int>(problem.dtype)]
-                       [problem.qk_dim > kDimBounds[0]];
+  const Ladder& of(Pass pass, const Problem& problem) const {
+    return ladders[static_cast<int>(pass)][static_cast<int>(problem.dtype)]
+                  [problem.qk_dim > kDimBounds[0]];
   }
 };
 
@@ -44,8 +54,9 @@ constexpr std::string_view kStock = "stock";
 
 /// Walks `candidates` in order of preference: an explicit `requested` name first, then the others;
 /// the first that is on the problem's device, available, and has nothing against the problem wins.
-/// Under "auto" a problem below the threshold goes to stock, if the framework's own function has
-/// all that it asks for. Pure: same arguments, same choice.
+/// Under "auto" a problem for which the framework's own function has all that it asks for climbs
+/// the ladder first: the first step that it has the work for wins, and if every one that could run
+/// it asks for more, it goes to stock. Pure: same arguments, same choice.
 Choice select(const Problem& problem, Pass pass, std::string_view requested,
               std::span<const Backend* const> candidates, const Thresholds& thresholds);
 

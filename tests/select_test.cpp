@@ -38,6 +38,8 @@ class Candidate final : public Backend {
   std::vector<std::string> objections_;
 };
 
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
 class Select : public testing::Test {
  protected:
   Choice choose(std::string_view requested, Pass pass = Pass::kForward) const {
@@ -105,20 +107,51 @@ TEST_F(Select, StockRunsNothing) {
 }
 
 TEST_F(Select, LittleWorkGoesToStockUnderAutoOnly) {
-  thresholds.minimum_work[0][0][0] = work(problem) + 1;
+  Ladder& ladder = thresholds.ladders[0][0][0];
+  ladder = {{"first", work(problem) + 1}};
   EXPECT_EQ(choose("auto").backend, nullptr);
   EXPECT_EQ(choose("auto").why,
             "Calibration found the framework's own function faster below this amount of work.");
   EXPECT_EQ(choose("first").backend, &first);
   EXPECT_EQ(choose("auto", Pass::kBackward).backend, &first) << "each pass has its own threshold";
-  thresholds.minimum_work[0][0][0] = work(problem);
+  ladder = {{"first", work(problem)}};
   EXPECT_EQ(choose("auto").backend, &first);
-  thresholds.minimum_work[0][0][0] = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(choose("auto").why, "Calibration found it the fastest for this amount of work.");
+  ladder = {{"first", kNever}};
   EXPECT_EQ(choose("auto").backend, nullptr);
 }
 
+TEST_F(Select, TheFirstStepThatAProblemHasTheWorkForWins) {
+  Ladder& ladder = thresholds.ladders[0][0][0];
+  ladder = {{"second", work(problem)}, {"first", 0}};
+  EXPECT_EQ(choose("auto").backend, &second) << "the ladder's order, not that of preference";
+  ladder[0].minimum_work *= 2;
+  const Choice choice = choose("auto");
+  EXPECT_EQ(choice.backend, &first);
+  ASSERT_EQ(choice.rejected.size(), 1u);
+  EXPECT_EQ(choice.rejected[0].backend, "second");
+  EXPECT_EQ(choice.rejected[0].reason,
+            "Calibration found others faster below a work of 3.2e+03; this problem's is 1.6e+03.");
+  EXPECT_EQ(choose("auto", Pass::kBackward).backend, &first) << "nothing measured: by preference";
+}
+
+TEST_F(Select, AStepThatRefusesIsPassedOver) {
+  Ladder& ladder = thresholds.ladders[0][0][0];
+  ladder = {{"first", 0}, {"second", 0}};
+  first.objections_ = {"It cannot do this."};
+  EXPECT_EQ(choose("auto").backend, &second);
+  ladder = {{"first", 0}, {"second", kNever}};
+  EXPECT_EQ(choose("auto").backend, nullptr) << "what could run it is slower than the framework's";
+  ladder = {{"first", 0}, {"absent", kNever}};
+  EXPECT_EQ(choose("auto").backend, &second) << "it was not measured, so preference counts";
+  ladder = {{"second", kNever}, {"first", 0}, {"second", 0}};
+  const Choice choice = choose("auto");
+  EXPECT_EQ(choice.backend, &second) << "the last step holds nothing back";
+  EXPECT_EQ(choice.rejected.size(), 2u) << "one sentence each";
+}
+
 TEST_F(Select, EachClassOfDimensionsHasItsOwnThreshold) {
-  thresholds.minimum_work[0][0][1] = std::numeric_limits<double>::infinity();
+  thresholds.ladders[0][0][1] = {{"first", kNever}};
   problem.qk_dim = kDimBounds[0];
   EXPECT_EQ(choose("auto").backend, &first);
   problem.qk_dim = kDimBounds[0] + 1;
@@ -126,7 +159,7 @@ TEST_F(Select, EachClassOfDimensionsHasItsOwnThreshold) {
 }
 
 TEST_F(Select, WhatTheFrameworkLacksIsNotSentToItForBeingSmall) {
-  thresholds.minimum_work[0][0][0] = std::numeric_limits<double>::infinity();
+  thresholds.ladders[0][0][0] = {{"first", kNever}};
   const Problem plain = problem;
   for (const auto& change : std::vector<void (*)(Problem&)>{
            [](Problem& p) { p.softcap = 1; }, [](Problem& p) { p.has_sinks = true; },

@@ -16,7 +16,7 @@ class Options:
         seed: int = 0,
         offset: int = 0,
         backend: str = "auto",
-        thresholds: list[list[list[float]]] | None = None,
+        thresholds: list[list[list[list[tuple[str, float]]]]] | None = None,
     ) -> None: ...
 
 class Choice:

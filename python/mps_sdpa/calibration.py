@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Measures, on this machine, from which amount of work on each back end beats torch.
+"""Measures, on this machine, from which amount of work on which back end is the fastest.
 
-On the CPU the built-in thresholds serve, which send everything to us, and nothing is timed unless
+On the CPU the built-in order serves, which sends everything to us, and nothing is timed unless
 `calibrate` is called. On an Apple GPU the first call that a threshold may decide has them measured.
 What is found is kept and serves later processes too.
 """
@@ -11,46 +11,68 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
 from mps_sdpa import engine, stats, threshold_cache
 from mps_sdpa.backends import available_backends
-from mps_sdpa.crossovers import DIMS, DTYPES, PASSES, Point, Thresholds, crossovers, everywhere
+from mps_sdpa.crossovers import (
+    DIMS,
+    DTYPES,
+    PASSES,
+    Ladder,
+    Point,
+    Thresholds,
+    class_of,
+    crossovers,
+    everywhere,
+)
 from mps_sdpa.environment import environment
 
-__all__ = ["calibrate", "calibration_summary", "measured_points", "prepare", "use_cached"]
+__all__ = [
+    "MEASURED",
+    "calibrate",
+    "calibration_summary",
+    "in_words",
+    "known_about",
+    "prepare",
+    "take_up",
+    "use_cached",
+]
 
 _log = logging.getLogger("mps_sdpa.calibration")
 
 _HEADS = 4
-_LENGTHS = {"cpu": (4, 16, 64, 256), "mps": (64, 256, 512, 1024, 2048)}
+_LENGTHS = {"cpu": (4, 16, 64, 256), "mps": (64, 256, 1024, 2048)}
 _DIMS = (64, 128)  # one of each class
-_MEASURED = ("float32", "bfloat16", "float16")
-_BUDGET_SECONDS = {"cpu": 3.0, "mps": 5.0}
+_BUDGET_SECONDS = {"cpu": 3.0, "mps": 6.0}
 
-_BUILT_IN = everywhere(0.0)
+#: The dtypes that are timed.
+MEASURED = ("float32", "float16", "bfloat16")
 
 #: Above this share of the CPU that others used, a measurement says more of them than of us.
 _DISTURBED = 0.25
 
-_points: dict[str, list[Point]] = {}
 _disturbed: dict[str, str] = {}
 
-#: Devices whose thresholds this process has taken up or tried to measure.
+#: What this process uses, by device, and for which devices it has looked at the cache.
+_in_use: dict[str, Thresholds] = {}
+_looked: set[str] = set()
+
+#: Devices that this process measures by itself no more.
 _prepared: set[str] = set()
 _preparing = threading.Lock()
 
 
 def calibrate(device: str | torch.device | None = None, force: bool = False) -> Thresholds:
-    """The least work from which on our back end is used, as [pass][dtype][largest head dimension];
-    0 is always.
+    """The least work from which on each back end is used, as [pass][dtype][largest head
+    dimension][back end], the one for the largest work first; 0 is always.
 
-    Measures the real path in interleaved pairs within three seconds on a CPU and five on a GPU,
-    shows progress on a terminal, and keeps the result. Without `force` a result that is kept
-    already is used. What was measured while other programs were busy is dropped, and the built-in
-    thresholds are returned.
+    Measures the real path of every back end in interleaved rounds with torch's, within three
+    seconds on a CPU and six on a GPU, shows progress on a terminal, and keeps the result. Without
+    `force` a result that is kept already is used. What was measured while other programs were busy
+    is dropped, and the built-in order is returned.
     """
     kind = torch.device(device if device is not None else _default_device()).type
     _prepared.add(kind)
@@ -58,24 +80,35 @@ def calibrate(device: str | torch.device | None = None, force: bool = False) -> 
     if kept is not None:
         _use(kind, kept)
         return kept
-    thresholds, others = _measured(kind)
+    names = _on(kind)
+    points, others = _measured(names, kind)
     if others > _DISTURBED:
         _disturbed[kind] = f"Other programs used {others:.0%} of the CPU, so nothing was kept. "
         _log.warning("calibration: %s", _disturbed[kind])
-        return _BUILT_IN
+        return everywhere(dict.fromkeys(names, 0.0))
     _disturbed.pop(kind, None)
-    threshold_cache.write(kind, thresholds)
+    works = {class_of(dim): [_work(n, dim) for n in _LENGTHS[kind]] for dim in _DIMS}
+    thresholds = crossovers(points, names, works)
+    threshold_cache.write(kind, thresholds, points)
     _use(kind, thresholds)
     return thresholds
+
+
+def take_up(device: str) -> Thresholds | None:
+    """What this process uses: kept thresholds, if there are any. The cache is read once."""
+    if environment().skip_calibration:
+        return None
+    if device not in _looked:
+        _looked.add(device)
+        if (thresholds := threshold_cache.read(device)) is not None:
+            _use(device, thresholds)
+    return _in_use.get(device)
 
 
 def use_cached(device: str) -> None:
     """Takes up kept thresholds, if there are any; measures nothing, now or later by itself."""
     _prepared.add(device)
-    if environment().skip_calibration:
-        return
-    if (thresholds := threshold_cache.read(device)) is not None:
-        _use(device, thresholds)
+    take_up(device)
 
 
 def prepare(device: str) -> None:
@@ -90,39 +123,55 @@ def prepare(device: str) -> None:
         if not environment().skip_calibration:
             calibrate(device)
     except Exception as error:  # whatever it is, the call that it was made for shall go on
-        _log.warning("calibration failed, so the built-in crossovers serve: %s", error)
+        _log.warning("calibration failed, so the built-in order serves: %s", error)
     finally:
         _preparing.release()
 
 
-def measured_points(device: str) -> list[Point]:
-    """What this process has measured, for reports."""
-    return list(_points.get(device, []))
-
-
 def calibration_summary(device: str) -> str:
     """What calibration knows about a device, in one sentence."""
-    if environment().skip_calibration:
-        return "Skipped by MPS_SDPA_SKIP_CALIBRATION; the built-in crossovers serve."
-    thresholds = threshold_cache.read(device)
+    thresholds = take_up(device)
     if thresholds is None:
-        return (
-            f"{_disturbed.get(device, '')}None is kept for {device}; the built-in crossovers "
-            "serve: every size is ours."
-        )
+        return _why_none(device)
     parts = [
         f"{dtype} {which} D<={dim} {in_words(thresholds[which][dtype][dim])}"
         for which in PASSES
-        for dtype in _MEASURED
+        for dtype in MEASURED
         for dim in DIMS
     ]
-    return "Ours from this work on: " + ", ".join(parts) + "."
+    return f"Measured on this machine, by work: {'; '.join(parts)}."
 
 
-def in_words(work: float) -> str:
-    if work == 0:
-        return "always"
-    return "never" if work == float("inf") else f"{work:.2g}"
+def known_about(device: str, which: str, dtype: str, dim: int) -> str:
+    """What calibration knows that decides calls of one kind."""
+    thresholds = take_up(device)
+    if thresholds is None:
+        return _why_none(device)
+    rungs = thresholds[which][dtype].get(class_of(dim), {}) if dim <= DIMS[-1] else {}
+    kind = f"{which} in {dtype} with head dimensions to {class_of(dim)}" if rungs else "such calls"
+    return f"Measured on this machine for {kind}: {in_words(rungs)}."
+
+
+def _why_none(device: str) -> str:
+    if environment().skip_calibration:
+        return "Skipped by MPS_SDPA_SKIP_CALIBRATION; the built-in order serves."
+    why = _disturbed.get(device, "")
+    return f"{why}None is kept for {device}; the built-in order serves: every size is ours."
+
+
+def in_words(rungs: Ladder) -> str:
+    """A ladder from its foot to its top."""
+    if not rungs:
+        return "nothing, so every size is ours"
+    parts: list[str] = []
+    least = float("inf")
+    for name, work in rungs.items():  # the one for the largest work first
+        if work < least:
+            parts.append(name if work == 0 else f"{name} from {work:.2g} on")
+            least = work
+    if least > 0:
+        parts.append("torch")
+    return ", ".join(reversed(parts)) if len(parts) > 1 else f"{parts[0]} at every size"
 
 
 def _default_device() -> str:
@@ -130,41 +179,56 @@ def _default_device() -> str:
 
 
 def _use(device: str, thresholds: Thresholds) -> None:
+    _in_use[device] = thresholds
     lists = [
-        [[thresholds[which][dtype][dim] for dim in DIMS] for dtype in DTYPES] for which in PASSES
+        [[list(thresholds[which][dtype][dim].items()) for dim in DIMS] for dtype in DTYPES]
+        for which in PASSES
     ]
     engine.set_thresholds(device, lists)
 
 
-def _measured(device: str) -> tuple[Thresholds, float]:
-    """Thresholds, and the share of the CPU that other programs used meanwhile."""
+def _on(device: str) -> list[str]:
+    """The back ends to measure for a device, in order of preference."""
+    names = [name for name in available_backends() if _runs_on(name, device)]
+    if not names:
+        raise RuntimeError(f"no back end can be used on device {device!r}, so none is calibrated")
+    return names
+
+
+def _runs_on(name: str, device: str) -> bool:
+    if device == "cpu":
+        return name == "cpu"
+    return device == "mps" and name not in ("cpu", "stock", "metal_proto")
+
+
+def _measured(names: Sequence[str], device: str) -> tuple[list[Point], float]:
+    """What was measured, and the share of the CPU that other programs used meanwhile."""
     from mps_sdpa.harness.environment import Watch
 
-    name = next((name for name in available_backends() if _runs_on(name, device)), None)
-    if name is None:
-        raise RuntimeError(f"no back end can be used on device {device!r}, so none is calibrated")
-    with Watch() as watch, stats.uncounted():
-        points = list(_measure(name, device))
-    _points[device] = points
+    with Watch() as watch, stats.uncounted() as fallbacks:
+        points = list(_measure(names, device, fallbacks))
     level = logging.INFO if environment().log_calibration else logging.DEBUG
     for point in points:
         _log.log(
             level,
-            "%s %s D%d work %.3g: %.2f",
+            "%s %s %s D%d work %.3g: %.2f [%.2f, %.2f]",
+            point.backend,
             point.which,
             point.dtype,
             point.dim,
             point.work,
             point.speedup,
+            point.low,
+            point.high,
         )
-    return crossovers(points), watch.others
+    return points, watch.others
 
 
-def _runs_on(name: str, device: str) -> bool:
-    return name == "cpu" if device == "cpu" else name not in ("cpu", "stock", "metal_proto")
+def _work(length: int, dim: int) -> float:
+    return float(_HEADS * length * length * dim)
 
 
-def _measure(backend: str, device: str) -> Iterator[Point]:
+def _measure(names: Sequence[str], device: str, fallbacks: list[str]) -> Iterator[Point]:
     """Every point of the grid, small ones first, while another one fits into the budget."""
     from mps_sdpa.harness.progress import track
 
@@ -172,14 +236,14 @@ def _measure(backend: str, device: str) -> Iterator[Point]:
         (length, dim, dtype, which)
         for length in _LENGTHS[device]
         for dim in _DIMS
-        for dtype in _MEASURED
+        for dtype in MEASURED
         for which in PASSES
     ]
     budget = _BUDGET_SECONDS[device]
     share = budget / len(grid)
     start = before = time.monotonic()
     longest = 0.0
-    for length, dim, dtype, which in track(grid, lambda _: f"calibrating {backend}"):
+    for length, dim, dtype, which in track(grid, lambda _: f"calibrating {', '.join(names)}"):
         now = time.monotonic()
         longest, before = max(longest, now - before), now
         if now - start + longest > budget:
@@ -187,33 +251,71 @@ def _measure(backend: str, device: str) -> Iterator[Point]:
                 "calibration stopped at length %d: its budget of %g s is spent", length, budget
             )
             return
-        point = _time(backend, device, length, dim, dtype, which, share)
-        if point.is_slower:  # must be seen twice
-            again = _time(backend, device, length, dim, dtype, which, share)
-            point = max(point, again, key=lambda measured: measured.speedup)
-        yield point
+        place = (device, length, dim, dtype, which)
+        points = _time(names, place, share, fallbacks)
+        if any(point.is_slower for point in points):  # must be seen twice
+            points += _time([point.backend for point in points], place, share, fallbacks)
+        yield from _fastest(points)
+
+
+def _fastest(points: Iterable[Point]) -> Iterable[Point]:
+    """Of each back end the better measurement."""
+    found: dict[str, Point] = {}
+    for point in points:
+        known = found.setdefault(point.backend, point)
+        found[point.backend] = max(known, point, key=lambda each: each.speedup)
+    return found.values()
 
 
 def _time(
-    backend: str, device: str, length: int, dim: int, dtype: str, which: str, budget: float
-) -> Point:
+    names: Sequence[str],
+    place: tuple[str, int, int, str, str],
+    budget: float,
+    fallbacks: list[str],
+) -> list[Point]:
+    """Torch's function and the back ends in turn; those that leave the call to another have no
+    point."""
     from mps_sdpa.harness import calls, timing
     from mps_sdpa.harness.benchmark import no_grad
     from mps_sdpa.harness.cases import Case
     from mps_sdpa.harness.data import make_inputs
     from mps_sdpa.harness.peaks import synchronizer
 
+    device, length, dim, dtype, which = place
     case = Case("", "", dtype, 1, _HEADS, _HEADS, length, length, dim, dim)
     inputs = make_inputs(case, device=device)
-    forwards = [calls.forward_call(case, inputs, name) for name in (backend, "stock")]
-    runs: list[timing.Call]
     if which == "train":
         inputs.require_grad()
-        runs = [calls.train_call(forward, inputs) for forward in forwards]
-    else:
-        runs = [no_grad(forward) for forward in forwards]
-    timed = timing.paired(
-        *runs, budget=budget / 2, warm_up_limit=budget / 4, synchronize=synchronizer(device)
+
+    def run_of(name: str) -> timing.Call:
+        forward = calls.forward_call(case, inputs, name)
+        return calls.train_call(forward, inputs) if which == "train" else no_grad(forward)
+
+    def has_run(name: str) -> bool:
+        refused = calls.refusal(case, inputs, name, gradients=which == "train")
+        return refused is None and _is_its_own(name, runs[name], fallbacks)
+
+    runs = {name: run_of(name) for name in ("stock", *names)}
+    running = ["stock", *filter(has_run, names)]
+    times = timing.rounds(
+        [runs[name] for name in running],
+        budget=budget / 2,
+        warm_up_limit=budget / 2 / len(running),
+        synchronize=synchronizer(device),
     )
-    found = timed.speedup()
-    return Point(which, dtype, dim, float(_HEADS * length * length * dim), found.value, found.high)
+    speedups = [timing.median_interval(times[:, 0] / seconds) for seconds in times.T[1:]]
+    return [
+        Point(name, which, dtype, dim, _work(length, dim), each.value, each.low, each.high)
+        for name, each in zip(running[1:], speedups, strict=True)
+    ]
+
+
+def _is_its_own(name: str, run: Callable[[], object], fallbacks: list[str]) -> bool:
+    """Whether a back end does what it is called for, seen by one call."""
+    before = len(fallbacks)
+    try:
+        run()
+    except Exception as error:  # whatever it is, it is a back end that cannot be used
+        _log.warning("calibration leaves out %s: %s", name, error)
+        return False
+    return len(fallbacks) == before

@@ -106,7 +106,7 @@ def benchmark(
     if shared.for_people(as_json):
         show(document)
     else:
-        shared.print_json(document if as_json else _head(document))
+        shared.print_json(shared.finite(document if as_json else _head(document)))
 
 
 def _head(document: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,8 @@ def _head(document: dict[str, Any]) -> dict[str, Any]:
 
 def _write(document: dict[str, Any], out: Path) -> None:
     if out.suffix == ".json":
-        out.write_text(json.dumps(document, indent=1, default=str), encoding="utf-8")
+        text = json.dumps(shared.finite(document), indent=1, default=str)
+        out.write_text(text, encoding="utf-8")
     elif out.suffix == ".html":
         from mps_sdpa.harness import report
 
@@ -239,7 +240,7 @@ def report(results: tuple[Path, ...], out: Path, as_json: bool) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] == 1 and document["rows"]:
+        if document["schema"] == 2 and document["rows"]:
             return {**document, "file": path.name}
     except (ValueError, KeyError, TypeError):
         pass

@@ -205,13 +205,13 @@ def calibrate(device: str, force: bool, show: bool, as_json: bool) -> None:
         shared.print_json(shared.finite(found))
         return
     if thresholds is None:
-        shared.console().print(f"nothing is kept for {device}: the built-in crossovers serve")
+        shared.console().print(f"nothing is kept for {device}: the built-in order serves")
         return
-    table = Table("pass", "dtype", "head dimensions to", "ours from this work on")
+    table = Table("pass", "dtype", "head dimensions to", "from which work on")
     for which, each in thresholds.items():
-        for dtype in ("float32", "float16", "bfloat16"):
-            for dim, work in each[dtype].items():
-                table.add_row(which, dtype, str(dim), calibration.in_words(work))
+        for dtype in calibration.MEASURED:
+            for dim, rungs in each[dtype].items():
+                table.add_row(which, dtype, str(dim), calibration.in_words(rungs))
     shared.console().print(table)
     shared.console().print("work is batch x heads x visible pairs x key dimension")
     if not show and threshold_cache.read(device) is None:

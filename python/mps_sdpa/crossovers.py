@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""From which amount of work on a back end beats torch's own function: a pure policy.
+"""Which back end from which amount of work on: a pure policy.
 
-Measurements in, thresholds out; no clock and no device, so that tests give it any measurements.
+Measurements in, ladders out; no clock and no device, so that tests give it any measurements.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mps_sdpa import _core
@@ -16,77 +16,132 @@ __all__ = [
     "DIMS",
     "DTYPES",
     "PASSES",
+    "Ladder",
     "Point",
     "Thresholds",
+    "class_of",
     "crossovers",
     "everywhere",
-    "minimum_work",
+    "ladder",
 ]
 
 PASSES = ("forward", "train")
 #: In the order of sdpa::DType.
 DTYPES = ("float32", "float16", "bfloat16", "float64", "bool")
 
-#: Head dimensions up to each of these, and above the one before, share a threshold.
+#: Head dimensions up to each of these, and above the one before, share a ladder.
 DIMS: tuple[int, ...] = _core.dim_bounds
 
-#: A speed-up below this, and beyond doubt below 1, counts as slower.
+#: A speed below this share of another's, and beyond doubt below it, counts as slower.
 _NOT_SLOWER = 0.97
 
-#: thresholds[pass][dtype][dim]: the least work for head dimensions up to `dim`; 0 is always and
-#: infinity is never.
-Thresholds = dict[str, dict[str, dict[int, float]]]
+#: Back ends in the order in which they are tried, each with the least work from which on it is; 0
+#: is always and infinity is never. Where none has enough work, torch's own function runs. Empty:
+#: nothing was measured.
+Ladder = dict[str, float]
+
+#: thresholds[pass][dtype][dim]: the ladder for head dimensions up to `dim`.
+Thresholds = dict[str, dict[str, dict[int, Ladder]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One measurement: torch's time over ours for this amount of work, the median of some pairs;
-    `high` is the upper end of its interval."""
+    """One measurement: torch's time over a back end's for this amount of work, the median of some
+    rounds with the ends of its interval."""
 
+    backend: str
     which: str
     dtype: str
     dim: int
     work: float
     speedup: float
-    high: float | None = None
-
-    @property
-    def dims(self) -> int:
-        """The class of its head dimension."""
-        return next(bound for bound in DIMS if self.dim <= bound)
+    low: float
+    high: float
 
     @property
     def is_slower(self) -> bool:
-        return self.speedup < _NOT_SLOWER and (self.high is None or self.high < 1)
+        """Than torch's own function."""
+        return self.speedup < _NOT_SLOWER and self.high < 1
+
+    def is_slower_than(self, other: Point) -> bool:
+        return self.speedup < _NOT_SLOWER * other.speedup and self.high < other.low
 
 
-def everywhere(work: float) -> Thresholds:
-    """The same threshold for everything."""
-    return {which: {dtype: dict.fromkeys(DIMS, work) for dtype in DTYPES} for which in PASSES}
+def class_of(dim: int) -> int:
+    """The bound that a head dimension shares a ladder under."""
+    return next(bound for bound in DIMS if dim <= bound)
 
 
-def crossovers(points: Iterable[Point]) -> Thresholds:
-    """The threshold of every pass, dtype and class of head dimensions; what was not measured stays
-    at 0."""
+def everywhere(rungs: Ladder) -> Thresholds:
+    """The same ladder for everything."""
+    return {
+        which: {dtype: {dim: dict(rungs) for dim in DIMS} for dtype in DTYPES} for which in PASSES
+    }
+
+
+def crossovers(
+    points: Iterable[Point], order: Sequence[str], works: Mapping[int, Sequence[float]]
+) -> Thresholds:
+    """The ladder of every pass, dtype and class of head dimensions. `order` is that of preference;
+    `works` has, by class, the amounts of work that were to be measured."""
     measured: dict[tuple[str, str, int], list[Point]] = {}
     for point in points:
-        measured.setdefault((point.which, point.dtype, point.dims), []).append(point)
-    found = everywhere(0.0)
+        measured.setdefault((point.which, point.dtype, class_of(point.dim)), []).append(point)
+    found = everywhere({})
     for (which, dtype, dims), group in measured.items():
-        found[which][dtype][dims] = minimum_work(group)
+        found[which][dtype][dims] = ladder(group, order, works[dims])
     return found
 
 
-def minimum_work(points: Iterable[Point]) -> float:
-    """The least measured work from which on no measurement is slower than torch.
+def ladder(points: Iterable[Point], order: Sequence[str], works: Sequence[float]) -> Ladder:
+    """The back ends measured, the one for the largest work first.
 
-    Monotone by construction: one slow point lifts the threshold above it, whatever is below. Fast
-    at every size is 0, slow at the largest is infinity.
+    Each is tried from the least work on from which it is at no work slower than those that come
+    after it, or than torch: so each takes over once, with growing work, and none is left in between
+    for being slow in one place.
     """
-    threshold = 0.0
-    rising = sorted(points, key=lambda point: point.work)
-    above = [point.work for point in rising[1:]] + [math.inf]
-    for point, following in zip(rising, above, strict=False):
-        if point.is_slower:
-            threshold = following
-    return threshold
+    by_backend: dict[str, dict[float, Point]] = {}
+    for point in points:
+        by_backend.setdefault(point.backend, {})[point.work] = point
+    left = [name for name in order if name in by_backend]
+    found: Ladder = {}
+    while left:
+        name = _for_large_work([by_backend[each] for each in left], left)
+        left.remove(name)
+        found[name] = _minimum_work(by_backend[name], [by_backend[each] for each in left], works)
+    return found
+
+
+def _for_large_work(measured: Sequence[Mapping[float, Point]], names: Sequence[str]) -> str:
+    """The first in order of preference that is slower than no other at the largest work that all
+    were measured at; the fastest always is such a one."""
+    common = set.intersection(*(set(each) for each in measured))
+    if not common:
+        return names[0]
+    at_top = [each[max(common)] for each in measured]
+    return next(
+        name
+        for name, point in zip(names, at_top, strict=True)
+        if not any(point.is_slower_than(other) for other in at_top)
+    )
+
+
+def _minimum_work(
+    own: Mapping[float, Point], others: Iterable[Mapping[float, Point]], works: Sequence[float]
+) -> float:
+    """The least work of the grid above every point where it is slower.
+
+    Monotone by construction: one slow point lifts it above itself, whatever is below. Fast at every
+    size is 0, slow at the largest is infinity. A size that there was no time to measure is not
+    known to be slow.
+    """
+    rivals = [each[work] for each in others for work in each if work in own]
+    slow = [
+        point.work
+        for point in own.values()
+        if point.is_slower
+        or any(rival.work == point.work and point.is_slower_than(rival) for rival in rivals)
+    ]
+    if not slow:
+        return 0.0
+    return min((work for work in works if work > max(slow)), default=math.inf)

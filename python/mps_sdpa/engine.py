@@ -43,8 +43,9 @@ _KERNELS_ON = ("cpu", "mps")
 
 _attached = False
 
-#: For each pass, dtype and class of head dimensions, the least work; see sdpa/select.h.
-ThresholdLists = list[list[list[float]]]
+#: For each pass, dtype and class of head dimensions, pairs of a back end and the least work from
+#: which on it is tried; see sdpa/select.h.
+ThresholdLists = list[list[list[list[tuple[str, float]]]]]
 _thresholds: dict[str, ThresholdLists] = {}
 
 
@@ -90,6 +91,11 @@ def set_thresholds(device: str, lists: ThresholdLists | None) -> None:
     forget_options()
 
 
+def _holding_nothing_back(ladder: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """For a backward pass: its forward pass was ours, so torch's function cannot do it."""
+    return [*ladder, *((name, 0.0) for name, _ in ladder)]
+
+
 @functools.lru_cache(maxsize=512)
 def options_for(
     settings: Settings, training: bool = False, measured_on: str | None = None
@@ -102,7 +108,7 @@ def options_for(
     attach()
     thresholds = None if measured_on is None else _thresholds.get(measured_on)
     if training and thresholds is not None:
-        thresholds = [thresholds[1], [[0.0] * len(each) for each in thresholds[1]]]
+        thresholds = [thresholds[1], [[*map(_holding_nothing_back, row)] for row in thresholds[1]]]
     return _core.Options(
         scale=settings.scale,
         causal=int(settings.causal),

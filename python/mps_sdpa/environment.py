@@ -18,7 +18,7 @@ __all__ = ["VARIABLES", "Environment", "environment"]
 VARIABLES = {
     "MPS_SDPA_BACKEND": "the back end that backend='auto' means",
     "MPS_SDPA_STRICT": "1: an error where another back end than the one asked for would run",
-    "MPS_SDPA_SKIP_CALIBRATION": "1: keep the built-in crossovers",
+    "MPS_SDPA_SKIP_CALIBRATION": "1: keep the order of preference",
     "MPS_SDPA_FORCE_CALIBRATE": "1: measure the crossovers again",
     "MPS_SDPA_LOG_CALIBRATION": "1: log what calibration measures",
     "MPS_SDPA_LOG_FALLBACKS": "how loud fallbacks are logged: 1, true or info; warn; else debug",

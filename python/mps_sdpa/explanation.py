@@ -11,7 +11,7 @@ from torch import Tensor
 from mps_sdpa import _core, devices, launchers
 from mps_sdpa.arguments import attention_settings, check_tensors
 from mps_sdpa.backends import NAMES, reason_against
-from mps_sdpa.calibration import calibration_summary
+from mps_sdpa.calibration import known_about, take_up
 from mps_sdpa.engine import options_for
 from mps_sdpa.settings import Settings
 
@@ -60,7 +60,9 @@ def explain(
     settings = attention_settings(causal, window, softcap, dropout, scale, 0, backend)
     check_tensors(q, k, v, mask)
     pass_ = "backward" if training else "forward"
-    options = options_for(settings, measured_on=devices.kind(q))
+    kind = devices.kind(q)
+    take_up(kind)
+    options = options_for(settings, measured_on=kind)
     problem, plan, choice = launchers.explain(q, k, v, mask, sinks, options, pass_)
     against = dict(choice.rejected)
     reasons = {name: against.get(name) or reason_against(name) for name in NAMES}
@@ -71,7 +73,12 @@ def explain(
         "backend": choice.backend or "stock",
         "why": choice.why,
         "plan": plan,
-        "calibration": calibration_summary(devices.kind(q)),
+        "calibration": known_about(
+            kind,
+            "train" if training else "forward",
+            str(q.dtype).removeprefix("torch."),
+            q.size(-1),
+        ),
         "rejected": rejected,
     }
     if not quiet:

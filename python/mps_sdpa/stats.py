@@ -28,6 +28,8 @@ _log = logging.getLogger("mps_sdpa.fallback")
 _lock = threading.Lock()
 _stock_calls = 0
 _uncounted: collections.Counter[str] = collections.Counter()
+#: Where fallbacks go instead of being counted, while `uncounted` is entered.
+_aside: list[str] | None = None
 _fallbacks: collections.Counter[str] = collections.Counter()
 
 
@@ -41,6 +43,9 @@ def record_stock_call() -> None:
 def record_fallback(reason: str) -> None:
     """Counts and logs a call that another back end did than the one meant for it."""
     with _lock:
+        if _aside is not None:
+            _aside.append(reason)
+            return
         _fallbacks[reason] += 1
     _log.log(environment().fallback_level, "fallback: %s", reason)
 
@@ -50,12 +55,16 @@ def _all_calls() -> collections.Counter[str]:
 
 
 @contextlib.contextmanager
-def uncounted() -> Iterator[None]:
-    """Calls made inside are not the user's and do not count."""
+def uncounted() -> Iterator[list[str]]:
+    """Calls made inside are not the user's and do not count; their fallbacks come into the list."""
+    global _aside
     before = _all_calls()
+    fallbacks: list[str] = []
+    _aside = fallbacks
     try:
-        yield
+        yield fallbacks
     finally:
+        _aside = None
         _uncounted.update(_all_calls() - before)
 
 

@@ -16,7 +16,8 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ import platformdirs
 import torch
 
 from mps_sdpa import _core
-from mps_sdpa.crossovers import DIMS, DTYPES, PASSES, Thresholds
+from mps_sdpa.crossovers import DIMS, DTYPES, PASSES, Ladder, Point, Thresholds
 from mps_sdpa.environment import environment
 
-__all__ = ["cache_file", "fingerprint", "read", "write"]
+__all__ = ["cache_file", "fingerprint", "read", "read_points", "write"]
 
-_SCHEMA = 2
+_SCHEMA = 3
 _log = logging.getLogger("mps_sdpa.calibration")
 
 
@@ -57,25 +58,35 @@ def read(device: str) -> Thresholds | None:
     if entry is None:
         return None
     try:
+        kept = entry["ladders"]
         return {
             which: {
-                dtype: {dim: _number(entry[which][dtype][str(dim)]) for dim in DIMS}
+                dtype: {dim: _decoded(kept[which][dtype][str(dim)]) for dim in DIMS}
                 for dtype in DTYPES
             }
             for which in PASSES
         }
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         _log.warning("%s is damaged and is ignored", cache_file())
         return None
 
 
-def write(device: str, thresholds: Thresholds) -> bool:
+def read_points(device: str) -> list[Point]:
+    """The measurements that a device's thresholds come from, for reports."""
+    try:
+        return [Point(**point) for point in _devices()[device]["points"]]
+    except (KeyError, TypeError):
+        return []
+
+
+def write(device: str, thresholds: Thresholds, points: Sequence[Point] = ()) -> bool:
     """Keeps a device's thresholds beside those of others; False where it cannot be written."""
     path = cache_file()
+    entry = {"ladders": _encoded(thresholds), "points": [asdict(point) for point in points]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
-            devices = {**_devices(), device: _encoded(thresholds)}
+            devices = {**_devices(), device: entry}
             _replace(path, json.dumps({"fingerprint": fingerprint(), "devices": devices}, indent=1))
     except OSError as error:
         _log.warning("thresholds are not kept: %s", error)
@@ -102,15 +113,25 @@ def _devices() -> dict[str, Any]:
     return devices
 
 
-def _encoded(thresholds: Thresholds) -> dict[str, dict[str, dict[str, float | None]]]:
+def _encoded(thresholds: Thresholds) -> dict[str, Any]:
     """JSON has no infinity: never is null. Its keys are strings."""
     return {
         which: {
-            dtype: {str(dim): None if math.isinf(work) else work for dim, work in by_dim.items()}
+            dtype: {
+                str(dim): {
+                    name: None if math.isinf(work) else work for name, work in ladder.items()
+                }
+                for dim, ladder in by_dim.items()
+            }
             for dtype, by_dim in each.items()
         }
         for which, each in thresholds.items()
     }
+
+
+def _decoded(ladder: Any) -> Ladder:
+    """A name of another version of this package is left to the fingerprint."""
+    return {str(name): _number(work) for name, work in ladder.items()}
 
 
 def _number(value: Any) -> float:

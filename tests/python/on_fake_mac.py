@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import fake_mac  # before all else: it is where the module looks for Apple's frameworks
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +21,12 @@ from fake_mac import torch_on_mac
 from torch import Tensor
 
 import mps_sdpa
-from mps_sdpa import _core, attention, graphs, sdpa_opt
-from mps_sdpa.harness import correctness
+from mps_sdpa import _core, attention, calibration, engine, graphs, sdpa_opt, threshold_cache
+from mps_sdpa.environment import environment
+from mps_sdpa.harness import correctness, data, peaks, timing
 from mps_sdpa.harness.cases import Case, suite
+from mps_sdpa.harness.data import make_inputs
+from mps_sdpa.harness.environment import Watch
 
 ZERO_COPY, COPYING = graphs.NAMES
 #: Every this many cases; FAKE_MAC_STEP=1 runs all of them, which takes minutes.
@@ -254,3 +260,37 @@ def test_the_buffer_s_identity_is_tried() -> None:
     assert reason(tensor.data_ptr(), 12, content) == (
         "torch's storage does not point to a Metal buffer."
     )
+
+
+# ---- Calibration ----
+
+
+def test_calibration_times_every_back_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"stock": 1.0, ZERO_COPY: 2.0, COPYING: 0.5}
+
+    def rounds(runs: list[Callable[[], object]], **_: object) -> np.ndarray[Any, Any]:
+        for run in runs:
+            run()
+        return np.tile([*seconds.values()], (5, 1))
+
+    monkeypatch.setenv("MPS_SDPA_CACHE_DIR", str(tmp_path))
+    environment.cache_clear()
+    monkeypatch.setattr(Watch, "_others", lambda _: 0.0)
+    monkeypatch.setattr(timing, "rounds", rounds)
+    monkeypatch.setattr(peaks, "synchronizer", lambda _: fake_mac.synchronize)
+    monkeypatch.setattr(data, "make_inputs", lambda case, device: make_inputs(case))
+    monkeypatch.setattr(calibration, "available_backends", lambda: [*graphs.NAMES, "cpu", "stock"])
+    monkeypatch.setitem(calibration._LENGTHS, "mps", (16,))
+    monkeypatch.setattr(calibration, "MEASURED", ("float32",))
+    monkeypatch.setattr(engine, "_thresholds", {})
+    monkeypatch.setattr(calibration, "_in_use", {})
+    q = torch.randn(1, 4, 16, 64)
+    with torch_on_mac():
+        found = calibration.calibrate("mps")
+        sdpa_opt(q, q, q)
+    assert list(found["forward"]["float32"][64].items()) == [(COPYING, 0.0), (ZERO_COPY, math.inf)]
+    assert found == threshold_cache.read("mps")
+    assert len(threshold_cache.read_points("mps")) == 2 * 2 * 2  # back ends, dims, passes
+    assert mps_sdpa.get_call_stats() == {COPYING: 1}
+    assert mps_sdpa.get_fallback_stats() == {}
+    engine.forget_options()

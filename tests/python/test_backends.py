@@ -168,8 +168,12 @@ def test_statistics_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert mps_sdpa.get_call_stats() == {}
 
 
+_ALWAYS = [[[("cpu", 0.0)]] * 2] * 5
+_NEVER = [[[("cpu", float("inf"))]] * 2] * 5
+
+
 def test_below_the_threshold_torch_runs() -> None:
-    engine.set_thresholds("cpu", [[[float("inf")] * 2] * 5, [[0.0] * 2] * 5])
+    engine.set_thresholds("cpu", [_NEVER, _ALWAYS])
     try:
         out = sdpa_opt(Q, Q, Q)
         assert torch.equal(out, F.scaled_dot_product_attention(Q, Q, Q))
@@ -182,7 +186,7 @@ def test_below_the_threshold_torch_runs() -> None:
 
 def test_training_has_its_own_threshold() -> None:
     q = Q.clone().requires_grad_()
-    engine.set_thresholds("cpu", [[[0.0] * 2] * 5, [[float("inf")] * 2] * 5])
+    engine.set_thresholds("cpu", [_ALWAYS, _NEVER])
     try:
         sdpa_opt(q, q, q).sum().backward()
         sdpa_opt(Q, Q, Q)

@@ -8,7 +8,7 @@ import math
 import multiprocessing
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch_mps import Gpu, apple_gpu
 
 import mps_sdpa
-from mps_sdpa import calibration, engine, threshold_cache
-from mps_sdpa.crossovers import PASSES, Point, crossovers, everywhere, minimum_work
+from mps_sdpa import calibration, engine, mps, stats, threshold_cache
+from mps_sdpa.crossovers import PASSES, Ladder, Point, class_of, crossovers, everywhere, ladder
 from mps_sdpa.environment import environment
 
 
@@ -29,15 +29,29 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     environment.cache_clear()
     monkeypatch.setattr(engine, "_thresholds", {})
     monkeypatch.setattr(calibration, "_prepared", set())
-    monkeypatch.setattr(calibration, "_points", {})
+    monkeypatch.setattr(calibration, "_looked", set())
+    monkeypatch.setattr(calibration, "_in_use", {})
     monkeypatch.setattr(calibration, "_disturbed", {})
     return tmp_path / "thresholds.json"
 
 
+NEVER = math.inf
+WORKS = (1.0, 10.0, 100.0)
+
+
 def points(
-    *speedups: float, which: str = "forward", dtype: str = "float32", dim: int = 64
+    *speedups: float,
+    backend: str = "cpu",
+    which: str = "forward",
+    dtype: str = "float32",
+    dim: int = 64,
+    spread: float = 0.0,
 ) -> list[Point]:
-    return [Point(which, dtype, dim, 10.0**n, speedup) for n, speedup in enumerate(speedups)]
+    """Measurements at the works of the grid, from the smallest on."""
+    return [
+        Point(backend, which, dtype, dim, work, speedup, speedup - spread, speedup + spread)
+        for work, speedup in zip(WORKS, speedups, strict=False)
+    ]
 
 
 # --- policy ---
@@ -50,52 +64,121 @@ def points(
         ((0.5, 2.0, 2.0), 10.0),
         ((0.5, 0.9, 2.0), 100.0),
         ((2.0, 0.5, 2.0), 100.0),
-        ((2.0, 2.0, 0.5), math.inf),
+        ((2.0, 2.0, 0.5), NEVER),
         ((0.98, 0.98, 0.98), 0.0),
-        ((), 0.0),
+        ((0.5, 0.5), 100.0),
     ],
 )
-def test_minimum_work(speedups: tuple[float, ...], expected: float) -> None:
-    assert minimum_work(points(*speedups)) == expected
-    assert minimum_work(reversed(points(*speedups))) == expected
+def test_the_least_work(speedups: tuple[float, ...], expected: float) -> None:
+    assert ladder(points(*speedups), ["cpu"], WORKS) == {"cpu": expected}
+    assert ladder(reversed(points(*speedups)), ["cpu"], WORKS) == {"cpu": expected}
 
 
 def test_slower_must_be_beyond_doubt() -> None:
-    doubtful = Point("forward", "float32", 64, 1.0, 0.5, high=1.1)
-    certain = Point("forward", "float32", 64, 1.0, 0.5, high=0.6)
-    assert minimum_work([doubtful, *points(2.0, 2.0)[1:]]) == 0.0
-    assert minimum_work([certain, *points(2.0, 2.0)[1:]]) == 10.0
+    fast = points(2.0, 2.0)[1:]
+    assert ladder([*points(0.5, spread=0.6), *fast], ["cpu"], WORKS) == {"cpu": 0.0}
+    assert ladder([*points(0.5, spread=0.1), *fast], ["cpu"], WORKS) == {"cpu": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("metal", "graphs", "expected"),
+    [
+        ((2.0, 2.0, 2.0), (1.5, 1.5, 1.5), {"metal": 0.0, "mpsgraph": 0.0}),
+        ((1.5, 1.5, 1.5), (2.0, 2.0, 2.0), {"mpsgraph": 0.0, "metal": 0.0}),
+        ((2.0, 2.0, 2.0), (2.0, 2.0, 2.0), {"metal": 0.0, "mpsgraph": 0.0}),
+        ((0.5, 2.0, 2.0), (0.5, 1.5, 3.0), {"mpsgraph": 100.0, "metal": 10.0}),
+        ((0.5, 1.5, 3.0), (1.5, 2.0, 2.0), {"metal": 100.0, "mpsgraph": 0.0}),
+        ((0.5, 0.5, 0.5), (0.4, 0.4, 0.4), {"metal": NEVER, "mpsgraph": NEVER}),
+        ((3.0, 1.0, 3.0), (2.0, 2.0, 2.0), {"metal": 100.0, "mpsgraph": 0.0}),
+        ((0.5, 2.0, 2.0), (0.5,), {"metal": 10.0, "mpsgraph": 10.0}),
+        ((2.0, 2.0, 2.0), (), {"metal": 0.0}),
+    ],
+)
+def test_back_ends_take_over_from_each_other(
+    metal: tuple[float, ...], graphs: tuple[float, ...], expected: Ladder
+) -> None:
+    measured = [*points(*metal, backend="metal"), *points(*graphs, backend="mpsgraph")]
+    found = ladder(measured, ["metal", "mpsgraph_zc", "mpsgraph"], WORKS)
+    assert list(found.items()) == list(expected.items())
+
+
+def test_preference_decides_what_is_in_doubt() -> None:
+    measured = [
+        *points(1.5, 1.5, 1.5, backend="metal", spread=0.3),
+        *points(2.0, 2.0, 2.0, backend="mpsgraph", spread=0.3),
+    ]
+    assert list(ladder(measured, ["metal", "mpsgraph"], WORKS)) == ["metal", "mpsgraph"]
+
+
+def test_no_choice_is_slower_than_torch_where_it_was_measured() -> None:
+    """Whatever the measurements: by walking ladders of random ones."""
+    generator = torch.Generator().manual_seed(0)
+    names = ["metal", "mpsgraph_zc", "mpsgraph"]
+    for _ in range(300):
+        speeds = torch.rand(3, 3, generator=generator).mul(2).tolist()
+        measured = [
+            point
+            for name, row in zip(names, speeds, strict=True)
+            for point in points(*row, backend=name)
+        ]
+        found = ladder(measured, names, WORKS)
+        assert set(found) == set(names)
+        used = []
+        for n, work in enumerate(WORKS):
+            name = next((name for name, least in found.items() if work >= least), None)
+            used.append(name)
+            assert name is None or speeds[names.index(name)][n] >= 0.97
+        place = [len(names) if name is None else list(found).index(name) for name in used]
+        assert place == sorted(place, reverse=True), "each takes over once"
 
 
 def test_crossovers_are_by_pass_dtype_and_head_dimension() -> None:
     slow_training = points(0.5, 2.0, which="train", dtype="bfloat16", dim=128)
-    found = crossovers([*points(2.0, 2.0), *slow_training])
-    assert found["train"]["bfloat16"] == {64: 0.0, 512: 10.0}
-    assert found["forward"] == everywhere(0.0)["forward"]
+    found = crossovers([*points(2.0, 2.0), *slow_training], ["cpu"], {64: WORKS, 512: WORKS})
+    assert found["train"]["bfloat16"] == {64: {}, 512: {"cpu": 10.0}}
+    assert found["forward"]["float32"] == {64: {"cpu": 0.0}, 512: {}}
+    assert found["forward"]["float16"] == everywhere({})["forward"]["float16"]
 
 
 def test_a_head_dimension_belongs_to_the_next_bound() -> None:
-    bounds = {dim: Point("forward", "float32", dim, 1.0, 1.0).dims for dim in (1, 64, 65, 512)}
-    assert bounds == {1: 64, 64: 64, 65: 512, 512: 512}
+    assert {dim: class_of(dim) for dim in (1, 64, 65, 512)} == {1: 64, 64: 64, 65: 512, 512: 512}
+
+
+@pytest.mark.parametrize(
+    ("rungs", "expected"),
+    [
+        ({}, "nothing, so every size is ours"),
+        ({"cpu": 0.0}, "cpu at every size"),
+        ({"cpu": NEVER}, "torch at every size"),
+        ({"cpu": 1e5}, "torch, cpu from 1e+05 on"),
+        ({"metal": 4e6, "mpsgraph_zc": 0.0, "mpsgraph": 0.0}, "mpsgraph_zc, metal from 4e+06 on"),
+        ({"metal": 4e6, "mpsgraph_zc": 5e6, "mpsgraph": NEVER}, "torch, metal from 4e+06 on"),
+    ],
+)
+def test_a_ladder_in_words(rungs: Ladder, expected: str) -> None:
+    assert calibration.in_words(rungs) == expected
 
 
 # --- the cache ---
 
 
 def test_kept_thresholds_come_back(cache: Path) -> None:
-    thresholds = everywhere(5.0)
-    thresholds["train"]["float16"][512] = math.inf
-    assert threshold_cache.write("cpu", thresholds)
+    thresholds = everywhere({"cpu": 5.0})
+    thresholds["train"]["float16"][512] = {"metal": NEVER, "cpu": 3.0}
+    assert threshold_cache.write("cpu", thresholds, points(2.0, 3.0))
     assert threshold_cache.read("cpu") == thresholds
+    kept = threshold_cache.read("cpu")
+    assert kept is not None and list(kept["train"]["float16"][512]) == ["metal", "cpu"]
+    assert threshold_cache.read_points("cpu") == points(2.0, 3.0)
     assert threshold_cache.read("mps") is None
     assert not list(cache.parent.glob("*.tmp"))
 
 
 def test_devices_do_not_displace_each_other() -> None:
-    threshold_cache.write("cpu", everywhere(1.0))
-    threshold_cache.write("mps", everywhere(2.0))
-    assert threshold_cache.read("cpu") == everywhere(1.0)
-    assert threshold_cache.read("mps") == everywhere(2.0)
+    threshold_cache.write("cpu", everywhere({"cpu": 1.0}))
+    threshold_cache.write("mps", everywhere({"cpu": 2.0}))
+    assert threshold_cache.read("cpu") == everywhere({"cpu": 1.0})
+    assert threshold_cache.read("mps") == everywhere({"cpu": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -106,9 +189,9 @@ def test_devices_do_not_displace_each_other() -> None:
         "[]",
         '{"fingerprint": 1}',
         '{"fingerprint": FINGERPRINT, "devices": []}',
-        '{"fingerprint": FINGERPRINT, "devices": {"cpu": {"forward": {}}}}',
+        '{"fingerprint": FINGERPRINT, "devices": {"cpu": {"ladders": {"forward": {}}}}}',
         '{"fingerprint": FINGERPRINT, "devices": {"cpu": 3}}',
-        '{"fingerprint": FINGERPRINT, "devices": {"cpu": {"forward": {"float32": 1}}}}',
+        '{"fingerprint": FINGERPRINT, "devices": {"cpu": {"ladders": {"forward": 1}}}}',
     ],
 )
 def test_damaged_files_are_ignored(
@@ -116,23 +199,25 @@ def test_damaged_files_are_ignored(
 ) -> None:
     cache.write_text(content.replace("FINGERPRINT", json.dumps(threshold_cache.fingerprint())))
     assert threshold_cache.read("cpu") is None
+    assert threshold_cache.read_points("cpu") == []
     assert "ignored" in caplog.text
 
 
 @pytest.mark.parametrize("work", [-1, "many", [1]])
 def test_impossible_thresholds_are_ignored(work: object, cache: Path) -> None:
-    threshold_cache.write("cpu", everywhere(1.0))
+    threshold_cache.write("cpu", everywhere({"cpu": 1.0}))
     content = json.loads(cache.read_text())
-    content["devices"]["cpu"]["forward"]["float32"]["64"] = work
-    cache.write_text(json.dumps(content))
-    assert threshold_cache.read("cpu") is None
+    for wrong in ({"cpu": work}, [work], work):
+        content["devices"]["cpu"]["ladders"]["forward"]["float32"]["64"] = wrong
+        cache.write_text(json.dumps(content))
+        assert threshold_cache.read("cpu") is None
 
 
 @pytest.mark.parametrize("field", ["schema", "chip", "torch", "mps_sdpa"])
 def test_foreign_files_are_ignored(
     field: str, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    threshold_cache.write("cpu", everywhere(1.0))
+    threshold_cache.write("cpu", everywhere({"cpu": 1.0}))
     content = json.loads(cache.read_text())
     content["fingerprint"][field] = "another"
     cache.write_text(json.dumps(content))
@@ -146,13 +231,13 @@ def test_a_folder_that_cannot_be_written_is_no_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MPS_SDPA_CACHE_DIR", str(tmp_path / "file" / "below"))
     environment.cache_clear()
-    assert not threshold_cache.write("cpu", everywhere(1.0))
+    assert not threshold_cache.write("cpu", everywhere({"cpu": 1.0}))
     assert "are not kept" in caplog.text
 
 
 def _write_often(device: str) -> None:
     for _ in range(20):
-        threshold_cache.write(device, everywhere(1.0))
+        threshold_cache.write(device, everywhere({"cpu": 1.0}))
 
 
 def test_processes_do_not_lose_each_others_devices() -> None:
@@ -162,7 +247,7 @@ def test_processes_do_not_lose_each_others_devices() -> None:
         writer.start()
     for writer in writers:
         writer.join()
-    assert threshold_cache.read("cpu") == threshold_cache.read("mps") == everywhere(1.0)
+    assert threshold_cache.read("cpu") == threshold_cache.read("mps") == everywhere({"cpu": 1.0})
 
 
 # --- use ---
@@ -174,16 +259,22 @@ def choice(length: int = 64, *, quiet: bool = True, dim: int = 64) -> dict[str, 
 
 
 def test_thresholds_send_small_problems_to_torch() -> None:
-    threshold_cache.write("cpu", everywhere(4.0 * 128 * 128 * 64))
+    threshold_cache.write("cpu", everywhere({"cpu": 4.0 * 128 * 128 * 64}))
     calibration.use_cached("cpu")
     assert choice(64)["backend"] == "stock"
     assert choice(128)["backend"] == "cpu"
-    assert "float32 forward D<=64 4.2e+06" in str(choice()["calibration"])
+    assert choice()["calibration"] == (
+        "Measured on this machine for forward in float32 with head dimensions to 64: "
+        "torch, cpu from 4.2e+06 on."
+    )
+    assert "float32 train D<=512 torch, cpu from 4.2e+06 on" in calibration.calibration_summary(
+        "cpu"
+    )
 
 
 def test_each_class_of_head_dimensions_has_its_own_threshold() -> None:
-    thresholds = everywhere(0.0)
-    thresholds["forward"]["float32"][512] = math.inf
+    thresholds = everywhere({"cpu": 0.0})
+    thresholds["forward"]["float32"][512] = {"cpu": NEVER}
     threshold_cache.write("cpu", thresholds)
     calibration.use_cached("cpu")
     assert choice(dim=64)["backend"] == "cpu"
@@ -191,7 +282,7 @@ def test_each_class_of_head_dimensions_has_its_own_threshold() -> None:
 
 
 def test_skipping_leaves_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    threshold_cache.write("cpu", everywhere(math.inf))
+    threshold_cache.write("cpu", everywhere({"cpu": NEVER}))
     monkeypatch.setenv("MPS_SDPA_SKIP_CALIBRATION", "1")
     environment.cache_clear()
     calibration.use_cached("cpu")
@@ -203,22 +294,23 @@ def measured(monkeypatch: pytest.MonkeyPatch, speedup: float) -> list[str]:
     """Replaces the clock: every point has this speed-up. The list has the back ends measured."""
     asked: list[str] = []
 
-    def measure(backend: str, device: str) -> list[Point]:
-        asked.append(backend)
-        return points(speedup, dtype="float32")
+    def measure(names: Sequence[str], device: str, fallbacks: list[str]) -> list[Point]:
+        asked.extend(names)
+        return [point for name in names for point in points(*[speedup] * 3, backend=name)]
 
     monkeypatch.setattr(calibration, "_measure", measure)
+    monkeypatch.setattr(calibration, "_work", lambda length, dim: 1.0)
     return asked
 
 
 def test_calibrate_measures_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = measured(monkeypatch, 0.5)
-    assert calibration.calibrate("cpu")["forward"]["float32"][64] == math.inf
-    assert calibration.calibrate("cpu")["forward"]["float32"][64] == math.inf
+    assert calibration.calibrate("cpu")["forward"]["float32"][64] == {"cpu": NEVER}
+    assert calibration.calibrate("cpu")["forward"]["float32"][64] == {"cpu": NEVER}
     assert asked == ["cpu"]
     assert choice()["backend"] == "stock"
     measured(monkeypatch, 2.0)
-    assert calibration.calibrate("cpu", force=True)["forward"]["float32"][64] == 0.0
+    assert calibration.calibrate("cpu", force=True)["forward"]["float32"][64] == {"cpu": 0.0}
     assert choice()["backend"] == "cpu"
 
 
@@ -227,7 +319,7 @@ def test_what_is_measured_on_a_busy_machine_is_dropped(
 ) -> None:
     measured(monkeypatch, 0.5)
     monkeypatch.setattr("mps_sdpa.harness.environment.Watch._others", lambda _: 0.6)
-    assert calibration.calibrate("cpu") == everywhere(0.0)
+    assert calibration.calibrate("cpu") == everywhere({"cpu": 0.0})
     assert threshold_cache.read("cpu") is None
     assert choice()["backend"] == "cpu"
     assert "Other programs used 60% of the CPU" in str(choice()["calibration"])
@@ -235,16 +327,19 @@ def test_what_is_measured_on_a_busy_machine_is_dropped(
 
 
 def test_slower_must_be_seen_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = iter([0.5, 2.0])
+    rounds = iter([{"metal": 0.5, "mpsgraph": 3.0}, {"metal": 2.0, "mpsgraph": 2.5}])
     monkeypatch.setitem(calibration._LENGTHS, "cpu", (16,))
     monkeypatch.setattr(calibration, "_DIMS", (64,))
-    monkeypatch.setattr(calibration, "_MEASURED", ("float32",))
+    monkeypatch.setattr(calibration, "MEASURED", ("float32",))
     monkeypatch.setattr(calibration, "PASSES", ("forward",))
-    monkeypatch.setattr(
-        calibration, "_time", lambda *_: Point("forward", "float32", 64, 1.0, next(speeds))
-    )
-    (point,) = calibration._measure("cpu", "cpu")
-    assert point.speedup == 2.0
+
+    def time(names: Sequence[str], *_: object) -> list[Point]:
+        speeds = next(rounds)
+        return [point for name in names for point in points(speeds[name], backend=name)]
+
+    monkeypatch.setattr(calibration, "_time", time)
+    found = calibration._measure(["metal", "mpsgraph"], "cpu", [])
+    assert {point.backend: point.speedup for point in found} == {"metal": 2.0, "mpsgraph": 3.0}
 
 
 def test_force_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,10 +362,10 @@ class Clock:
     def __init__(self, seconds: float) -> None:
         self.now, self.seconds, self.measured = 0.0, seconds, 0
 
-    def time(self, *_: object) -> Point:
+    def time(self, *_: object) -> list[Point]:
         self.now += self.seconds
         self.measured += 1
-        return Point("forward", "float32", 64, 1.0, 2.0)
+        return points(2.0)
 
 
 @pytest.mark.parametrize(("seconds", "measured"), [(0.01, 48), (0.062, 48), (0.5, 6), (9.0, 1)])
@@ -284,22 +379,25 @@ def test_measuring_ends_within_the_budget(
     monkeypatch.setattr(calibration.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(calibration, "_time", clock.time)
     with caplog.at_level("INFO", "mps_sdpa.calibration"):
-        found = list(calibration._measure("cpu", "cpu"))
+        found = list(calibration._measure(["cpu"], "cpu", []))
     assert len(found) == clock.measured == measured
     assert clock.now <= 3.0 or measured == 1
     assert ("its budget of 3 s is spent" in caplog.text) == (measured < 48)
 
 
 def test_measurements_are_not_the_users_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(backend: str, device: str) -> list[Point]:
-        for name in (backend, "stock"):
+    def measure(names: Sequence[str], device: str, fallbacks: list[str]) -> list[Point]:
+        for name in (*names, "stock"):
             mps_sdpa.sdpa_opt(*torch.zeros(3, 1, 2, 8, 8), backend=name)
+        stats.record_fallback("a reason")
+        assert fallbacks == ["a reason"]
         return []
 
     monkeypatch.setattr(calibration, "_measure", measure)
     mps_sdpa.sdpa_opt(*torch.zeros(3, 1, 2, 8, 8))
     calibration.calibrate("cpu")
     assert mps_sdpa.get_call_stats() == {"cpu": 1}
+    assert mps_sdpa.get_fallback_stats() == {}
 
 
 def test_the_real_path_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +406,34 @@ def test_the_real_path_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration.time, "monotonic", lambda: 0.0)  # the budget is never spent
     found = calibration.calibrate("cpu")
     assert set(found) == set(PASSES)
-    assert len(calibration.measured_points("cpu")) == 12
-    assert all(point.speedup > 0 for point in calibration.measured_points("cpu"))
+    measured = threshold_cache.read_points("cpu")
+    assert len(measured) == 12
+    assert all(0 < point.low <= point.speedup <= point.high for point in measured)
+    assert {point.backend for point in measured} == {"cpu"}
+    assert {point.work for point in measured} == {4.0 * 16 * 16 * dim for dim in (64, 128)}
+
+
+def _runs(name: str) -> bool:
+    """Whether a run of a back end would be timed as its own."""
+    with stats.uncounted() as fallbacks:
+        return calibration._is_its_own(
+            name,
+            lambda: mps_sdpa.sdpa_opt(*torch.zeros(3, 1, 2, 8, 8), backend=name),
+            fallbacks,
+        )
+
+
+def test_a_back_end_that_fails_or_leaves_the_call_to_another_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _runs("cpu")
+    with apple_gpu() as played:
+        assert _runs("metal")
+        played.compile_error = "it does not compile"
+        mps._compiled.cache_clear()
+        assert not _runs("metal")
+    assert not _runs("mpsgraph")
+    assert "calibration leaves out mpsgraph" in caplog.text
 
 
 # --- an Apple GPU: by itself, at the first call ---
@@ -318,7 +442,7 @@ def test_the_real_path_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def gpu() -> Iterator[Gpu]:
     with apple_gpu() as played:
-        calibration._prepared.clear()  # the stand-in's own calls are not to be preceded by any
+        calibration._prepared.clear()  # so that a first call measures
         yield played
 
 
@@ -335,12 +459,40 @@ def test_the_first_call_on_a_gpu_measures(gpu: Gpu, monkeypatch: pytest.MonkeyPa
     assert mps_sdpa.get_call_stats() == {"stock": 2}
     assert mps_sdpa.get_fallback_stats() == {"short sequence": 2}
     assert choice(8)["backend"] == "stock"
+    assert "torch at every size" in str(choice(8)["calibration"])
+
+
+def test_a_backward_pass_stays_where_its_forward_pass_was(gpu: Gpu) -> None:
+    thresholds = everywhere({"metal": 0.0})
+    thresholds["train"] = everywhere({"cpu": 0.0, "metal": 4.0 * 8 * 8 * 8})["train"]
+    threshold_cache.write("mps", thresholds)
+    q = torch.randn(1, 2, 8, 8, requires_grad=True)
+    call()
+    mps_sdpa.sdpa_opt(q, q, q).sum().backward()
+    assert mps_sdpa.get_call_stats() == {"metal": 1, "stock": 1}
+    longer = torch.randn(1, 4, 8, 8, requires_grad=True)
+    mps_sdpa.sdpa_opt(longer, longer, longer).sum().backward()
+    assert mps_sdpa.get_call_stats() == {"metal": 2, "stock": 1}
+    assert longer.grad is not None
+
+
+def test_explain_takes_up_what_is_kept_for_a_gpu_and_measures_nothing(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = measured(monkeypatch, 2.0)
+    threshold_cache.write("mps", everywhere({"metal": 1e9}))
+    found = mps_sdpa.explain(*torch.zeros(3, 1, 2, 8, 8), quiet=True)
+    assert found["backend"] == "stock"
+    assert found["rejected"]["metal"] == (
+        "Calibration found others faster below a work of 1e+09; this problem's is 1e+03."
+    )
+    assert asked == []
 
 
 def test_what_is_kept_for_a_gpu_is_not_measured_again(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threshold_cache.write("mps", everywhere(math.inf))
+    threshold_cache.write("mps", everywhere({"cpu": NEVER}))
     asked = measured(monkeypatch, 2.0)
     call()
     assert asked == []
@@ -380,12 +532,12 @@ def test_nothing_is_measured_inside_a_compiled_or_traced_region(
 def test_a_measurement_that_fails_does_not_fail_the_call(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def measure(backend: str, device: str) -> list[Point]:
+    def measure(*_: object) -> list[Point]:
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(calibration, "_measure", measure)
     call()
-    assert "calibration failed, so the built-in crossovers serve: no memory" in caplog.text
+    assert "calibration failed, so the built-in order serves: no memory" in caplog.text
     assert mps_sdpa.get_call_stats() == {"metal": 1}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -302,17 +303,44 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("Usage: mps-sdpa")
 
 
-def test_completion() -> None:
-    environment = {
-        **os.environ,
-        "_MPS_SDPA_COMPLETE": "bash_complete",
-        "COMP_WORDS": "mps-sdpa bench",
-        "COMP_CWORD": "1",
-    }
+_BASH = """
+eval "$(_MPS_SDPA_COMPLETE=bash_source mps-sdpa)"
+complete -p mps-sdpa
+COMP_WORDS=(mps-sdpa bench) COMP_CWORD=1
+_mps_sdpa_completion mps-sdpa
+echo "found ${COMPREPLY[*]}"
+"""
+# zsh completes in its line editor only: what the generated function hands to it is looked at.
+_ZSH = """
+compdef() { print "registered $*" }
+eval "$(_MPS_SDPA_COMPLETE=zsh_source mps-sdpa)"
+_describe() { print -l "found ${(@P)3}" }
+words=(mps-sdpa bench) CURRENT=2
+_mps_sdpa_completion
+"""
+_FISH = """
+_MPS_SDPA_COMPLETE=fish_source mps-sdpa | source
+echo found (complete --do-complete "mps-sdpa bench")
+echo found (complete --do-complete "mps-sdpa explain --dtype b")
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "script", "expected"),
+    [
+        ("bash", _BASH, ["complete -o nosort -F _mps_sdpa_completion mps-sdpa", "found benchmark"]),
+        ("zsh", _ZSH, ["registered _mps_sdpa_completion mps-sdpa", "found benchmark:"]),
+        ("fish", _FISH, ["found benchmark", "found bf16"]),
+    ],
+)
+def test_completion(shell: str, script: str, expected: list[str]) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} to complete in")
+    where = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [sys.executable, "-c", "from mps_sdpa.cli import main; main()"],
-        env=environment,
-        capture_output=True,
-        text=True,
+        [shell, "-c", script], env={**os.environ, "PATH": where}, capture_output=True, text=True
     )
-    assert done.stdout.strip() == "plain,benchmark"
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected), done.stdout
+    assert all(map(str.startswith, lines, expected)), done.stdout

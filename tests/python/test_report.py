@@ -7,16 +7,20 @@ import copy
 import html
 import html.parser
 import json
+import math
 import re
 import shutil
-import subprocess
 import zlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import browse, print_without_backgrounds
 
 from mps_sdpa import cli
+from mps_sdpa.cli_options import finite
+from mps_sdpa.crossovers import Point, everywhere
 from mps_sdpa.harness import report, svg
 
 _VOID = {"meta"}
@@ -88,20 +92,57 @@ def test_page_shows_every_section_and_figure(document: dict[str, Any]) -> None:
 
 
 def test_two_documents_stand_side_by_side(document: dict[str, Any]) -> None:
+    document["rows"][0]["speedup"] = {"value": 2.0, "low": 1.9, "high": 2.1}
     slower = copy.deepcopy(document)
     slower["rows"][0]["speedup"] = {"value": 0.123, "low": 0.12, "high": 0.13}
     found = read(report.page([document, slower]))
     assert "0.123 [0.12, 0.13]" in found.text
     assert found.tags.count("circle") == 4
+    assert "0.12 [0.12, 0.13]" in found.text and "slower" in found.text
+    assert "result 1: " in found.text and "(result 2)" in found.text
+
+
+def test_a_case_of_one_document_alone_is_shown_too(document: dict[str, Any]) -> None:
+    other = copy.deepcopy(document)
+    other["rows"][1]["case_id"] = "another case"
+    found = read(report.page([document, other]))
+    assert found.text.count("another case") >= 3
+    assert "not compared" in found.text
+    other["rows"][0]["case_id"] = "a third one"
+    assert "no case in common" in read(report.page([document, other])).text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((1.0, 1.2), (1.3, 1.4), "faster"),
+        ((1.0, 1.2), (1.1, 1.4), "undecided"),
+        ((1.0, 1.2), (0.7, 0.9), "slower"),
+    ],
+)
+def test_a_change_must_be_beyond_doubt(
+    before: tuple[float, float], after: tuple[float, float], expected: str
+) -> None:
+    ends = [{"low": low, "high": high} for low, high in (before, after)]
+    assert report._change(*ends) == expected
 
 
 def test_calibration_is_drawn_where_it_was_measured(document: dict[str, Any]) -> None:
-    point = {"which": "train", "dtype": "float32", "work": 1e5, "speedup": 1.5}
-    points = [point, {**point, "work": 1e6, "speedup": 0.8}]
-    document["calibration"].update(points=points, crossovers=[3e5])
-    found = read(report.page([document]))
-    assert found.tags.count("svg") == 4
+    point = Point("cpu", "train", "float32", 64, 1e5, 1.5, 1.4, 1.6)
+    slow = Point("cpu", "train", "float32", 64, 1e6, 0.8, 0.7, 0.9)
+    thresholds = everywhere({"cpu": 1e6})
+    thresholds["train"]["float32"][512] = {"cpu": math.inf}
+    points = [asdict(point), asdict(slow), asdict(replace(point, which="forward"))]
+    document["calibration"].update(points=points, ladders=thresholds)
+    before = read(report.page([{**document, "calibration": {"summary": "", "points": []}}]))
+    found = read(report.page([json.loads(json.dumps(finite(document)))]))
+    assert found.tags.count("svg") == 3 + 2, "one for each pass and dtype"
+    assert found.tags.count("circle") == before.tags.count("circle") + 3
+    assert found.tags.count("polyline") == before.tags.count("polyline") + 3 + 2, (
+        "curve, even, crossover"
+    )
     assert "crossovers" in found.text
+    read(report.page([document]))
 
 
 def test_text_is_escaped(document: dict[str, Any]) -> None:
@@ -150,7 +191,7 @@ def test_command_refuses_what_it_did_not_write(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.json"
-    other.write_text('{"schema": 1}')
+    other.write_text('{"schema": 2}')
     code, text = run(capsys, "report", other)
     assert code == 2
     assert text == "Error: 'other.json' is not a result that `mps-sdpa benchmark --out` wrote\n"
@@ -163,13 +204,6 @@ needs_browser = pytest.mark.skipif(
 )
 
 _BAR = (37, 99, 168)  # the first series
-
-
-def browse(*words: str) -> str:
-    """What a headless browser prints."""
-    usual = ["--headless", "--no-sandbox", "--disable-gpu"]
-    done = subprocess.run(["chromium", *usual, *words], check=True, capture_output=True, text=True)
-    return done.stdout
 
 
 def long_report(document: dict[str, Any]) -> str:
@@ -213,16 +247,30 @@ def test_nothing_sticks_out(document: dict[str, Any], tmp_path: Path, width: int
     assert needed == inside, "the page must be scrolled sideways"
 
 
+def colours_filled(pdf: bytes) -> set[tuple[int, ...]]:
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
+    drawn = b"".join(_inflated(stream) for stream in streams)
+    colours = re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg", drawn)
+    return {tuple(round(255 * float(part)) for part in each) for each in colours}
+
+
 @needs_browser
 def test_it_prints(document: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(long_report(document))
     browse(f"--print-to-pdf={tmp_path / 'page.pdf'}", str(tmp_path / "page.html"))
     pdf = (tmp_path / "page.pdf").read_bytes()
-    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
-    drawn = b"".join(_inflated(stream) for stream in streams)
-    assert 2 <= pdf.count(b"/Type /Page\n") <= 6
-    colours = re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg", drawn)
-    assert _BAR in {tuple(round(255 * float(part)) for part in each) for each in colours}
+    assert 2 <= pdf.count(b"/Type /Page\n") <= 7
+    assert _BAR in colours_filled(pdf)
+
+
+@needs_browser
+@pytest.mark.parametrize("exact", [True, False], ids=["as it is", "without asking for colours"])
+def test_the_keys_of_charts_print(exact: bool, document: dict[str, Any], tmp_path: Path) -> None:
+    """They are backgrounds, which are not printed unless the page asks for exact colours."""
+    page = re.sub(r"<svg.*?</svg>", "", report.page([document]), flags=re.DOTALL)
+    file = tmp_path / "page.html"
+    file.write_text(page if exact else page.replace("print-color-adjust", "nothing"))
+    assert (_BAR in colours_filled(print_without_backgrounds(file))) == exact
 
 
 def _inflated(stream: bytes) -> bytes:

@@ -222,7 +222,7 @@ def document(
     """The whole result as JSON keeps it; a report is drawn from this alone."""
     mean = overall(rows)
     return {
-        "schema": 1,
+        "schema": 2,
         "suite": suite,
         "plan": asdict(plan),
         "environment": environment,
@@ -237,13 +237,12 @@ def document(
 
 
 def _calibration(device: str) -> dict[str, Any]:
-    """What the choice knows: kept crossovers, and the points if this process measured them."""
-    kept = threshold_cache.read(device) or {}
-    works = {work for each in kept.values() for by_dim in each.values() for work in by_dim.values()}
+    """What the choice knows: ladders in use, and the measurements that they come from."""
+    in_use = calibration.take_up(device)
     return {
         "summary": calibration.calibration_summary(device),
-        "points": [asdict(point) for point in calibration.measured_points(device)],
-        "crossovers": sorted(work for work in works if 0 < work < float("inf")),
+        "points": [] if in_use is None else [*map(asdict, threshold_cache.read_points(device))],
+        "ladders": in_use or {},
     }
 
 

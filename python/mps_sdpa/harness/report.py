@@ -3,33 +3,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import Any
 
+from mps_sdpa.crossovers import DIMS
 from mps_sdpa.harness import svg
 from mps_sdpa.harness.benchmark import conclusion
 from mps_sdpa.harness.cases import LONG_NAMES
 
 Document = dict[str, Any]
 
+#: Head dimensions above this have crossovers of their own.
+_NARROW = DIMS[0]
+
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --page: #fff;
-  --a: #2563a8; --b: #c2701d; }
+  --a: #2563a8; --b: #c2701d; --c: #4a8a3c; }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 46rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p.lead { font-size: 1.1rem; } p, li { overflow-wrap: anywhere; } .soft { color: var(--soft); }
-svg { width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif;
+svg { width: 100%; height: auto; display: block; } svg text { font: 15px system-ui, sans-serif;
   fill: var(--soft); } .grid { stroke: var(--line); } .reference { stroke: var(--ink);
   stroke-dasharray: 4 3; } .error { stroke: var(--ink); stroke-width: 2; } .limit { fill: none;
   stroke: var(--ink); stroke-width: 1.5; } .s0 { fill: var(--a); } .s1 { fill: var(--b); }
+.s2 { fill: var(--c); } .even { fill: none; stroke: var(--ink); stroke-dasharray: 4 3; }
+.curve { fill: none; stroke-width: 2; } .wide { stroke-dasharray: 8 4; }
+.c0 { stroke: var(--a); } .c1 { stroke: var(--b); } .c2 { stroke: var(--c); }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr));
+  gap: 1rem; } figure { margin: 0; break-inside: avoid; } figcaption { font-size: .9rem; }
+.panels svg text { font-size: 22px; }
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border-radius: 2px; }
-.k0 { background: var(--a); } .k1 { background: var(--b); }
+.k0 { background: var(--a); } .k1 { background: var(--b); } .k2 { background: var(--c); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; } th:first-child, td:first-child { text-align: left; white-space: normal; }
+@media (max-width: 34rem) { svg text { font-size: 22px; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; }
   section { break-inside: avoid; } .scroll { overflow: visible; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
@@ -38,9 +49,12 @@ th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(
 
 def page(documents: list[Document]) -> str:
     """The whole page. With two documents every chart shows both, case by case."""
+    if len(documents) > 1:
+        documents = [{"file": f"result {n + 1}", **d} for n, d in enumerate(documents)]
     sections: list[tuple[str, Callable[[list[Document]], str]]] = [
         ("Environment", _environment),
         ("Speed-up", _speedups),
+        *([("Change", _changes)] if len(documents) > 1 else []),
         ("Against the machine's peak", _roofline),
         ("Peak memory", _memory),
         ("Times", _times),
@@ -86,7 +100,11 @@ def _table(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 def _environment(documents: list[Document]) -> str:
     names = [name for name in documents[0]["environment"] if name != "notes"]
     rows = [[name, *(d["environment"].get(name, "") for d in documents)] for name in names]
-    notes = [note for d in documents for note in [*d["environment"]["notes"], *_row_notes(d)]]
+    notes = [
+        f"{d['file']}: {note}" if len(documents) > 1 else note
+        for d in documents
+        for note in [*d["environment"]["notes"], *_row_notes(d)]
+    ]
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     table = _table(["", *(d.get("file", "value") for d in documents)], rows)
     return table + (f"<p>Notes of the measurement:</p><ul>{listed}</ul>" if notes else "")
@@ -97,16 +115,12 @@ def _row_notes(document: Document) -> list[str]:
 
 
 def _by_case(documents: list[Document]) -> list[tuple[str, list[tuple[int, dict[str, Any]]]]]:
-    """Every case of the first document with its rows in all of them."""
-    found = []
-    for row in documents[0]["rows"]:
-        same = [(n, r) for n, d in enumerate(documents) for r in d["rows"] if _same(r, row)]
-        found.append((row["case_id"], same))
-    return found
-
-
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return bool(one["case_id"] == other["case_id"])
+    """Every case, with its rows and the numbers of the documents that they are from."""
+    found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for n, document in enumerate(documents):
+        for row in document["rows"]:
+            found.setdefault(row["case_id"], []).append((n, row))
+    return list(found.items())
 
 
 def _speedups(documents: list[Document]) -> str:
@@ -117,6 +131,35 @@ def _speedups(documents: list[Document]) -> str:
     baseline = escape(documents[0]["plan"]["baseline"])
     text = f"<p>{baseline}'s time over ours; black: the 95 % interval; dashed: equally fast.</p>"
     return text + svg.bars(rows, "times as fast", reference=1.0)
+
+
+def _changes(documents: list[Document]) -> str:
+    """How the second result differs from the first, where both have a case."""
+    rows = [
+        [
+            case,
+            *(_with_interval(row["speedup"]) for _, row in same),
+            f"{same[1][1]['speedup']['value'] / same[0][1]['speedup']['value']:.2f}",
+            _change(same[0][1]["speedup"], same[1][1]["speedup"]),
+        ]
+        for case, same in _by_case(documents)
+        if len(same) == len(documents)
+    ]
+    if not rows:
+        return "<p>The two results have no case in common.</p>"
+    first, second = (document["file"] for document in documents)
+    text = "<p>The speed-up over the baseline; undecided while the intervals overlap.</p>"
+    return text + _table(["case", first, second, "second / first", "second is"], rows)
+
+
+def _with_interval(speedup: dict[str, float]) -> str:
+    return f"{speedup['value']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
+
+
+def _change(before: dict[str, float], after: dict[str, float]) -> str:
+    if after["low"] > before["high"]:
+        return "faster"
+    return "slower" if after["high"] < before["low"] else "undecided"
 
 
 def _roofline(documents: list[Document]) -> str:
@@ -138,22 +181,31 @@ def _roofline(documents: list[Document]) -> str:
     return text + svg.plot(marks, lines, ("arithmetic intensity, operations a byte", "GFLOP/s"))
 
 
-def _roof(peaks: dict[str, Any], dtype: str, low: float, high: float) -> list[tuple[float, float]]:
+def _roof(peaks: dict[str, Any], dtype: str, low: float, high: float) -> svg.Line:
     top, bandwidth = peaks["flops"][LONG_NAMES[dtype]] / 1e9, peaks["bandwidth"] / 1e9
     ridge = min(max(top / bandwidth, low), high)
-    return [(x, min(top, bandwidth * x)) for x in (low, ridge, high)]
+    return svg.Line([(x, min(top, bandwidth * x)) for x in (low, ridge, high)])
 
 
 def _memory(documents: list[Document]) -> str:
     rows = []
+    other = len(documents)  # the baseline's colour
     for case, same in _by_case(documents):
-        sizes = [r for _, r in same if r["candidate_bytes"] is not None]
-        group = [_plain(r["candidate_bytes"], 0) for r in sizes]
-        group += [_plain(r["baseline_bytes"], 1) for r in sizes]
+        sizes = [(n, row) for n, row in same if row["candidate_bytes"] is not None]
+        group = [_plain(row["candidate_bytes"], n) for n, row in sizes]
+        group += [_plain(row["baseline_bytes"], other) for _, row in sizes[:1]]
         rows.append((case, group))
-    ours, other = (escape(documents[0]["plan"][side]) for side in ("candidate", "baseline"))
-    text = f"<p>The rise of memory during one call: {_key(0)}{ours} {_key(1)}{other}</p>"
+    keys = [
+        f"{_key(n)}{escape(d['plan']['candidate'])} {_in_file(d, documents)}"
+        for n, d in enumerate(documents)
+    ]
+    keys.append(f"{_key(other)}{escape(documents[0]['plan']['baseline'])}")
+    text = f"<p>The rise of memory during one call: {' '.join(keys)}</p>"
     return text + svg.bars(rows, "MB", reference=None)
+
+
+def _in_file(document: Document, documents: list[Document]) -> str:
+    return f"({escape(document['file'])})" if len(documents) > 1 else ""
 
 
 def _plain(size: int, series: int) -> svg.Bar:
@@ -162,34 +214,38 @@ def _plain(size: int, series: int) -> svg.Bar:
 
 
 def _times(documents: list[Document]) -> str:
-    rows = [
-        [
-            row["case_id"],
-            f"{row['candidate_ms']:.3f} ms",
-            f"{row['baseline_ms']:.3f} ms",
-            f"{row['speedup']['value']:.2f}",
-            row["verdict"],
-            f"{row['peak_share']:.0%}",
-            f"{row['baseline_peak_share']:.0%}",
-        ]
-        for document in documents
-        for row in document["rows"]
-    ]
     plan = documents[0]["plan"]
     ours, other = plan["candidate"], plan["baseline"]
-    return _table(
-        ["case", ours, other, "speed-up", "verdict", f"{ours}: peak", f"{other}: peak"], rows
+    headings = ["case", ours, other, "speed-up", "verdict", f"{ours}: peak", f"{other}: peak"]
+    tables = [_table(headings, map(_time_cells, d["rows"])) for d in documents]
+    if len(documents) == 1:
+        return tables[0]
+    return "".join(
+        f"<p>{escape(d['file'])}</p>{table}" for d, table in zip(documents, tables, strict=True)
     )
 
 
-def _accuracy(documents: list[Document]) -> str:
-    rows = [
-        [row["case_id"], _error(row["candidate_error"]), _error(row["baseline_error"])]
-        for row in documents[0]["rows"]
+def _time_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["case_id"],
+        f"{row['candidate_ms']:.3f} ms",
+        f"{row['baseline_ms']:.3f} ms",
+        _with_interval(row["speedup"]),
+        row["verdict"],
+        f"{row['peak_share']:.0%}",
+        f"{row['baseline_peak_share']:.0%}",
     ]
-    plan = documents[0]["plan"]
+
+
+def _accuracy(documents: list[Document]) -> str:
+    rows = []
+    for case, same in _by_case(documents):
+        found = dict(same)
+        ours = [found[n]["candidate_error"] if n in found else None for n in range(len(documents))]
+        rows.append([case, *map(_error, ours), _error(same[0][1]["baseline_error"])])
+    names = [f"{d['plan']['candidate']} {_in_file(d, documents)}".strip() for d in documents]
     text = "<p>The largest difference of the output from double precision.</p>"
-    return text + _table(["case", plan["candidate"], plan["baseline"]], rows)
+    return text + _table(["case", *names, documents[0]["plan"]["baseline"]], rows)
 
 
 def _error(error: float | None) -> str:
@@ -199,26 +255,55 @@ def _error(error: float | None) -> str:
 def _calibration(documents: list[Document]) -> str:
     known = documents[0]["calibration"]
     text = f"<p>{escape(known['summary'])}</p>"
-    if not known["points"]:
+    points = known["points"]
+    if not points:
         return text
-    marks = [
-        svg.Mark(p["work"], p["speedup"], f"{p['dtype']} {p['which']}", int(p["which"] == "train"))
-        for p in known["points"]
-    ]
-    works = [point["work"] for point in known["points"]]
-    even = [(min(works), 1.0), (max(works), 1.0)]
-    chosen = [work for work in known["crossovers"] if min(works) <= work <= max(works)]
-    speeds = [point["speedup"] for point in known["points"]]
-    lines = [even, *([(work, min(speeds)), (work, max(speeds))] for work in chosen)]
-    legend = (
-        f"<p>{_key(0)}forward {_key(1)}train; flat: equally fast; upright: the chosen "
-        "crossovers.</p>"
+    names = list(dict.fromkeys(point["backend"] for point in points))
+    keys = " ".join(f"{_key(n)}{escape(name)}" for n, name in enumerate(names))
+    text += (
+        f"<p>{keys}: torch's time over theirs, with its 95 % interval; dashed: head dimensions "
+        f"above {_NARROW}; the flat line: equally fast; upright: the chosen crossovers.</p>"
     )
-    return text + legend + svg.plot(marks, lines, ("work", "times as fast as torch"))
+    kinds = dict.fromkeys((point["which"], point["dtype"]) for point in points)
+    panels = (_panel(which, dtype, names, known) for which, dtype in kinds)
+    return f'{text}<div class="panels">{"".join(panels)}</div>'
+
+
+def _panel(which: str, dtype: str, names: list[str], known: dict[str, Any]) -> str:
+    """The calibration curves of one pass and dtype, and its crossovers."""
+    points = [p for p in known["points"] if (p["which"], p["dtype"]) == (which, dtype)]
+    works = [point["work"] for point in points]
+    low = min([1.0, *(point["low"] for point in points)])
+    high = max([1.0, *(point["high"] for point in points)])
+    ladders = known["ladders"][which][dtype].values()
+    chosen = {work for rungs in ladders for work in rungs.values() if work}
+    lines = [svg.Line([(min(works), 1.0), (max(works), 1.0)], "even")]
+    lines += [svg.Line([(x, low), (x, high)]) for x in chosen if x <= max(works)]
+    lines += [*_curves(points, names)]
+    marks = [_calibration_mark(point, names) for point in points]
+    drawn = svg.plot(marks, lines, ("work", "times as fast as torch"), height=340)
+    return f"<figure><figcaption>{escape(which)}, {escape(dtype)}</figcaption>{drawn}</figure>"
+
+
+def _curves(points: list[dict[str, Any]], names: list[str]) -> Iterator[svg.Line]:
+    for dim in sorted({point["dim"] for point in points}):
+        for n, name in enumerate(names):
+            own = [p for p in points if (p["backend"], p["dim"]) == (name, dim)]
+            place = sorted((point["work"], point["speedup"]) for point in own)
+            yield svg.Line(place, f"curve c{n}" + " wide" * (dim > _NARROW))
+
+
+def _calibration_mark(point: dict[str, Any], names: list[str]) -> svg.Mark:
+    return svg.Mark(
+        point["work"],
+        point["speedup"],
+        f"{point['backend']}, D {point['dim']}: {point['speedup']:.2f}",
+        names.index(point["backend"]),
+        point["low"],
+        point["high"],
+    )
 
 
 def _refusals(documents: list[Document]) -> str:
-    rows = [
-        [name, reason] for document in documents[:1] for name, reason in document["refused"].items()
-    ]
-    return _table(["", "reason"], rows) if rows else "<p>Nothing was refused.</p>"
+    refused = {name: reason for d in documents for name, reason in d["refused"].items()}
+    return _table(["", "reason"], refused.items()) if refused else "<p>Nothing was refused.</p>"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH = 640
-_LABELS = 190
 _ROW = 22
+#: Beside a plot's axes, for numbers that a style sheet may draw large.
+_LEFT, _BELOW = 74, 62
 _MARGIN = 16
 
 
@@ -26,12 +27,22 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One point of a plot, with what a pointer over it tells."""
+    """One point of a plot, perhaps with its interval, and what a pointer over it tells."""
 
     x: float
     y: float
     title: str
     series: int = 0
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A polyline, drawn as the style sheet says of its class."""
+
+    points: Sequence[tuple[float, float]]
+    style: str = "limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +66,16 @@ class Axis:
     def ticks(self) -> list[float]:
         if self.logarithmic:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            powers = (10.0**n for n in range(first, last + 1))
-            return [tick for tick in powers if self.low <= tick <= self.high]
+            powers = [10.0**n for n in range(first, last + 1)]
+            within = [tick for tick in powers if self.low <= tick <= self.high]
+            if len(within) > 1:
+                return within[:: 1 + len(within) // 8]
+            for digits in ((1, 2, 5), range(1, 10)):
+                finer = [digit * power for power in powers for digit in digits]
+                within = [tick for tick in finer if self.low <= tick <= self.high]
+                if len(within) > 1:
+                    break
+            return within
         step = _round_step((self.high - self.low) / 5)
         count = int((self.high - self.low) / step + 1e-9)
         return [self.low + n * step for n in range(count + 1)]
@@ -70,18 +89,18 @@ def _round_step(rough: float) -> float:
 def bars(rows: Sequence[tuple[str, Sequence[Bar]]], unit: str, *, reference: float | None) -> str:
     """Horizontal bars with error bars, one group a row, and a line at `reference`."""
     largest = max((bar.high for _, group in rows for bar in group), default=1.0)
-    axis = Axis(0, max(largest, reference or 0.0) * 1.05 or 1.0, _LABELS, _WIDTH - _MARGIN)
+    axis = Axis(0, max(largest, reference or 0.0) * 1.05 or 1.0, _MARGIN, _WIDTH - _MARGIN)
     parts: list[str] = []
     y = float(_MARGIN)
     for label, group in rows:
-        middle = y + _ROW * len(group) / 2
-        parts.append(_text(_LABELS - 8, middle + 4, label, anchor="end", limit=27))
+        parts.append(_text(_MARGIN, y + 15, label, anchor="start", limit=56))
+        y += _ROW
         for bar in group:
             parts.append(_bar(bar, axis, y))
             y += _ROW
         y += 6
     height = y + 26
-    parts += [_tick(axis, tick, y, height) for tick in axis.ticks()]
+    parts = [*(_tick(axis, tick, y, height) for tick in axis.ticks()), *parts]
     if reference is not None:
         x = axis.at(reference)
         parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y:.1f}"/>')
@@ -108,38 +127,46 @@ def _tick(axis: Axis, value: float, y: float, height: float) -> str:
 
 
 def plot(
-    marks: Iterable[Mark],
-    lines: Iterable[Sequence[tuple[float, float]]],
-    titles: tuple[str, str],
+    marks: Iterable[Mark], lines: Iterable[Line], titles: tuple[str, str], *, height: int = 360
 ) -> str:
     """Points and polylines on two logarithmic axes with these titles."""
-    points, curves = list(marks), [list(line) for line in lines]
-    xs = [point.x for point in points] + [x for curve in curves for x, _ in curve]
-    ys = [point.y for point in points] + [y for curve in curves for _, y in curve]
-    height = 340
-    across = Axis(min(xs) / 1.5, max(xs) * 1.5, 60, _WIDTH - _MARGIN, logarithmic=True)
-    up = Axis(min(ys) / 1.5, max(ys) * 1.5, height - 50, _MARGIN, logarithmic=True)
-    parts = [
-        f'<line class="grid" x1="{across.at(x):.1f}" x2="{across.at(x):.1f}" y1="{_MARGIN}" '
-        f'y2="{height - 50}"/>' + _text(across.at(x), height - 34, f"{x:g}", anchor="middle")
-        for x in across.ticks()
-    ]
-    parts += [
-        f'<line class="grid" x1="60" x2="{_WIDTH - _MARGIN}" y1="{up.at(y):.1f}" '
-        f'y2="{up.at(y):.1f}"/>' + _text(54, up.at(y) + 4, f"{y:g}", anchor="end")
-        for y in up.ticks()
-    ]
-    for curve in curves:
-        path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in curve)
-        parts.append(f'<polyline class="limit" points="{path}"/>')
-    parts += [
-        f'<circle class="s{point.series}" cx="{across.at(point.x):.1f}" cy="{up.at(point.y):.1f}" '
-        f'r="5"><title>{escape(point.title)}</title></circle>'
-        for point in points
-    ]
-    parts.append(_text(_WIDTH / 2, height - 12, titles[0], anchor="middle"))
-    parts.append(_text(8, 12, titles[1], anchor="start"))
+    points, curves = list(marks), list(lines)
+    places = [(mark.x, mark.y) for mark in points] + [p for line in curves for p in line.points]
+    xs, ys = ([place[n] for place in places] for n in range(2))
+    bottom = height - _BELOW
+    across = Axis(min(xs) / 1.5, max(xs) * 1.5, _LEFT, _WIDTH - _MARGIN, logarithmic=True)
+    up = Axis(min(ys) / 1.5, max(ys) * 1.5, bottom, _MARGIN + 8, logarithmic=True)
+    parts = [*_grid(across, up, bottom)]
+    for line in curves:
+        path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in line.points)
+        parts.append(f'<polyline class="{line.style}" points="{path}"/>')
+    parts += [_mark(mark, across, up) for mark in points]
+    parts.append(_text(_WIDTH / 2, height - 8, titles[0], anchor="middle"))
+    parts.append(_text(4, 16, titles[1], anchor="start"))
     return _picture(height, parts)
+
+
+def _grid(across: Axis, up: Axis, bottom: float) -> Iterable[str]:
+    for tick in across.ticks():
+        x = across.at(tick)
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_MARGIN + 8}" y2="{bottom}"/>'
+        yield _text(x, bottom + 22, f"{tick:g}", anchor="middle")
+    for tick in up.ticks():
+        y = up.at(tick)
+        yield (
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _MARGIN}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        yield _text(_LEFT - 6, y + 5, f"{tick:g}", anchor="end")
+
+
+def _mark(mark: Mark, across: Axis, up: Axis) -> str:
+    x, y = across.at(mark.x), up.at(mark.y)
+    circle = f'<circle class="s{mark.series}" cx="{x:.1f}" cy="{y:.1f}" r="5">'
+    error = ""
+    if mark.low is not None and mark.high is not None:
+        low, high = up.at(mark.low), up.at(mark.high)
+        error = f'<line class="error" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+    return f"{error}{circle}<title>{escape(mark.title)}</title></circle>"
 
 
 def _text(x: float, y: float, content: str, *, anchor: str, limit: int = 80) -> str:

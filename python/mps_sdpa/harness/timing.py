@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,13 +129,33 @@ def paired(
     seed: int = 0,
 ) -> Paired:
     """Times both calls in pairs: as many as asked for, or what fits the budget (5 to 31)."""
-    calls = (candidate, baseline)
+    times = rounds(
+        (candidate, baseline),
+        count=pairs,
+        budget=budget,
+        warm_up_limit=warm_up_limit,
+        synchronize=synchronize,
+        seed=seed,
+    )
+    return Paired(candidate=times[:, 0].copy(), baseline=times[:, 1].copy())
+
+
+def rounds(
+    calls: Sequence[Call],
+    *,
+    count: int | None = None,
+    budget: float = 5.0,
+    warm_up_limit: float = _WARM_UP_SECONDS,
+    synchronize: Call = lambda: None,
+    seed: int = 0,
+) -> Floats:
+    """The seconds of every call as [round, call], in an order drawn anew for each round."""
     estimates = [warm_up(call, synchronize, limit=warm_up_limit) for call in calls]
     repeats = [max(1, round(_SAMPLE_SECONDS / estimate)) for estimate in estimates]
-    pair_seconds = sum(n * t for n, t in zip(repeats, estimates, strict=True))
-    count = pairs or min(31, max(5, round(budget / pair_seconds)))
-    times = np.empty((count, 2))
-    for row, first in zip(times, np.random.default_rng(seed).integers(2, size=count), strict=True):
-        for which in (first, 1 - first):
+    round_seconds = sum(n * t for n, t in zip(repeats, estimates, strict=True))
+    count = count or min(31, max(5, round(budget / round_seconds)))
+    times, generator = np.empty((count, len(calls))), np.random.default_rng(seed)
+    for row in times:
+        for which in generator.permutation(len(calls)):
             row[which] = seconds(calls[which], repeats[which], synchronize)
-    return Paired(candidate=times[:, 0].copy(), baseline=times[:, 1].copy())
+    return times
