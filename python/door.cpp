@@ -112,6 +112,13 @@ nb::object forward_in_graph(nb::handle query, nb::handle key, nb::handle value, 
   return PyTuple_Check(found.ptr()) ? nb::none() : found;
 }
 
+/// Whether the kernels behind this door are what is asked for. Another back end on the CPU's
+/// tensors is a fallback, which the general door finds, runs and counts once.
+bool is_for_cpu(const Options& options) {
+  const std::string& name = options.request.backend;
+  return name == sdpa::kAuto || name == "cpu";
+}
+
 /// The result of torch's function; None for a call that is not for this door, or whose choice is
 /// remarkable.
 nb::object enter(nb::handle query, nb::handle key, nb::handle value, nb::handle mask,
@@ -121,9 +128,11 @@ nb::object enter(nb::handle query, nb::handle key, nb::handle value, nb::handle 
   if (kind == 0) return nb::none();
   const bool training = kind != 1 && is_true(ask.is_grad_enabled);
   const nb::tuple call = call_for(is_causal, scale, backend, training);
-  if (training) return forward_in_graph(query, key, value, mask, call);
-  const nb::object options = call[0];
-  return forward_alone(query, key, value, mask, nb::cast<const Options&>(options));
+  const nb::object first = call[0];
+  const auto& options = nb::cast<const Options&>(first);
+  if (!is_for_cpu(options)) return nb::none();
+  return training ? forward_in_graph(query, key, value, mask, call)
+                  : forward_alone(query, key, value, mask, options);
 }
 
 /// Whether nothing is broadcast between query, key, value and output, and there is no mask.

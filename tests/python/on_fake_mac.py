@@ -21,7 +21,17 @@ from fake_mac import torch_on_mac
 from torch import Tensor
 
 import mps_sdpa
-from mps_sdpa import _core, attention, calibration, engine, graphs, sdpa_opt, threshold_cache
+from mps_sdpa import (
+    _core,
+    api,
+    attention,
+    calibration,
+    devices,
+    engine,
+    graphs,
+    sdpa_opt,
+    threshold_cache,
+)
 from mps_sdpa.environment import environment
 from mps_sdpa.harness import correctness, data, peaks, timing
 from mps_sdpa.harness.cases import Case, suite
@@ -225,6 +235,21 @@ def test_a_failure_leaves_the_call_to_the_next(reason: str, training: bool, name
     other = COPYING if name == ZERO_COPY else ZERO_COPY
     expected_calls = {name: 1} if training else {"stock": 1} if both_fail else {other: 1}
     assert mps_sdpa.get_call_stats() == expected_calls
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", graphs.NAMES)
+def test_the_cpu_s_tensors_for_the_gpu_are_computed_once(name: str, training: bool) -> None:
+    q = rand(1, 2, 9, 16).requires_grad_(training)
+    with (
+        torch_on_mac(),
+        mock.patch.object(devices, "kind", lambda tensor: "cpu"),
+        mock.patch.object(api, "_enter", _core.enter),
+    ):
+        out = sdpa_opt(q, q, q, backend=name)
+    assert_close(out, reference(q, q, q))
+    assert mps_sdpa.get_call_stats() == {"cpu": 1}
+    assert sum(mps_sdpa.get_fallback_stats().values()) == 1
 
 
 @pytest.mark.parametrize("training", [False, True])
