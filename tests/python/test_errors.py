@@ -195,3 +195,9 @@ def test_varlen_wants_packed_tensors() -> None:
     starts = torch.tensor([0, 8])
     with pytest.raises(RuntimeError, match="q has 4 dimensions; packed tensors are"):
         varlen_attention(Q, Q, Q, starts, starts, 8, 8)
+
+
+def test_a_result_that_no_memory_holds_is_an_error() -> None:
+    key = _zeros(1, 1, 4, 8)
+    with pytest.raises(RuntimeError, match="no memory for a result of 140737488355328 bytes"):
+        sdpa_opt(key.expand(1 << 40, 1, 4, 8), key, key)
