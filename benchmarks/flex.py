@@ -34,7 +34,13 @@ def forward_call(case: Case, inputs: Inputs) -> Forward:
         key, value = (torch.nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in (key, value))
         score = _sink_logits(inputs.sinks, case.kv_len)
     return functools.partial(
-        _compiled(), inputs.query, key, value, score_mod=score, block_mask=_block_mask(case)
+        _compiled(),
+        inputs.query,
+        key,
+        value,
+        score_mod=score,
+        block_mask=_block_mask(case),
+        enable_gqa=case.q_heads != case.kv_heads,
     )
 
 
