@@ -69,7 +69,7 @@ def test_flex_attention_computes_the_same(
     import flex
 
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
-    case = Case("small", "speed", "float32", 1, 2, 2, 16, 16, 16, 16, **options)  # type: ignore[arg-type]
+    case = Case("small", "speed", "float32", 1, 4, 2, 16, 16, 16, 16, **options)  # type: ignore[arg-type]
     inputs = make_inputs(case)
     assert flex.can_express(case)
     actual = flex.forward_call(case, inputs)()
