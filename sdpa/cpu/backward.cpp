@@ -102,8 +102,9 @@ class Pass {
     const std::int64_t heads = s_.batch * s_.kv_heads;
     if (!plan_.is_split())
       return parallel_for(heads, [&](std::int64_t head, int worker) { run_whole(head, worker); });
-    key_sums_ = allocate(plan_.heads_per_wave * head_key_floats_);
-    query_sums_ = allocate(plan_.heads_per_wave * head_query_floats_);
+    const KeptMemory sums(plan_.heads_per_wave * (head_key_floats_ + head_query_floats_));
+    key_sums_ = sums.floats();
+    query_sums_ = key_sums_ + plan_.heads_per_wave * head_key_floats_;
     for (std::int64_t first = 0; first < heads; first += plan_.heads_per_wave)
       run_wave(first, std::min(plan_.heads_per_wave, heads - first));
   }
@@ -144,11 +145,11 @@ class Pass {
     const std::int64_t columns = job_.layout.qk_stride + job_.layout.v_stride;
     float* query_sums = nullptr;
     if (plan_.query_slots > 1)
-      query_sums = query_sums_.get() + index * head_query_floats_ +
+      query_sums = query_sums_ + index * head_query_floats_ +
                    part.query_slot * (head_query_floats_ / plan_.query_slots);
     kernels_.run_part({&job_, &part, head / s_.kv_heads, head % s_.kv_heads,
-                       key_sums_.get() + index * head_key_floats_ + part.key_offset * columns,
-                       query_sums, scratch(worker)});
+                       key_sums_ + index * head_key_floats_ + part.key_offset * columns, query_sums,
+                       scratch(worker)});
   }
 
   BackwardMerge merge_of(std::int64_t first, std::int64_t index, int worker) const {
@@ -156,8 +157,8 @@ class Pass {
     return {&job_,
             head / s_.kv_heads,
             head % s_.kv_heads,
-            key_sums_.get() + index * head_key_floats_,
-            query_sums_.get() + index * head_query_floats_,
+            key_sums_ + index * head_key_floats_,
+            query_sums_ + index * head_query_floats_,
             scratch(worker)};
   }
 
@@ -212,7 +213,8 @@ class Pass {
   BackwardJob job_;
   const std::int64_t thread_count_ = thread_count();
   std::int64_t head_key_floats_ = 0, head_query_floats_ = 0, worker_floats_ = 0;
-  Floats workers_, key_sums_, query_sums_, sinks_, sink_terms_;
+  float *key_sums_ = nullptr, *query_sums_ = nullptr;
+  Floats workers_, sinks_, sink_terms_;
 };
 
 /// One head of a view; an absent one stays absent.

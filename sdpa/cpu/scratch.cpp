@@ -2,7 +2,9 @@
 #include "sdpa/cpu/scratch.h"
 
 #include <memory>
+#include <mutex>
 #include <new>
+#include <utility>
 
 namespace sdpa::cpu {
 namespace {
@@ -13,14 +15,41 @@ struct Release {
   void operator()(char* memory) const { ::operator delete[](memory, kAlignment); }
 };
 
+using Bytes = std::unique_ptr<char[], Release>;
+
+Bytes allocate(std::size_t bytes) {
+  return Bytes(static_cast<char*>(::operator new[](bytes, kAlignment)));
+}
+
+constexpr std::size_t kMostKept = std::size_t{32} << 20;
+
+/// What a call has left for the next.
+struct Shelf {
+  std::mutex mutex;
+  Bytes memory;
+  std::size_t size = 0;
+};
+
+Shelf& shelf() {
+  static Shelf only;
+  return only;
+}
+
+/// Exchanges what lies on the shelf for `memory`; both may be empty.
+void exchange(Bytes& memory, std::size_t& size) {
+  const std::lock_guard lock(shelf().mutex);
+  std::swap(shelf().memory, memory);
+  std::swap(shelf().size, size);
+}
+
 }  // namespace
 
 char* thread_scratch(std::size_t bytes) {
-  thread_local std::unique_ptr<char[], Release> memory;
+  thread_local Bytes memory;
   thread_local std::size_t size = 0;
   if (bytes > size) {
     memory.reset();
-    memory.reset(static_cast<char*>(::operator new[](bytes, kAlignment)));
+    memory = allocate(bytes);
     size = bytes;
   }
   return memory.get();
@@ -33,5 +62,23 @@ CallMemory::CallMemory(std::int64_t count) {
 }
 
 CallMemory::~CallMemory() { ::operator delete(floats_, kAlignment); }
+
+KeptMemory::KeptMemory(std::int64_t count) {
+  const std::size_t wanted = static_cast<std::size_t>(count) * sizeof(float);
+  if (wanted == 0) return;
+  Bytes memory;
+  exchange(memory, bytes_);
+  if (bytes_ < wanted) {
+    memory.reset();
+    memory = allocate(wanted);
+    bytes_ = wanted;
+  }
+  floats_ = reinterpret_cast<float*>(memory.release());
+}
+
+KeptMemory::~KeptMemory() {
+  Bytes memory(reinterpret_cast<char*>(floats_));
+  if (bytes_ > 0 && bytes_ <= kMostKept) exchange(memory, bytes_);
+}
 
 }  // namespace sdpa::cpu
