@@ -32,7 +32,7 @@ SOURCES := CMakeLists.txt pyproject.toml \
   $(shell find sdpa python cmake tests/cases* -type f -not -name '*.pyc' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cpp test-python test-metal-cuda bench bench-peers bench-cpp bench-mps lint asan tsan macos clean
+.PHONY: help install demo test test-cpp test-python test-arm test-metal-cuda bench bench-peers bench-cpp bench-mps lint asan tsan macos clean
 .DELETE_ON_ERROR:
 
 help: ## show this text
@@ -75,7 +75,7 @@ install: .venv/package ## make .venv and install the package into it
 demo: .venv/package ## train a small language model twice: torch's attention, then ours (ARGS="--text FILE")
 	@.venv/bin/mps-sdpa demo $(ARGS)
 
-test: test-cpp test-python macos ## build and run every C++ and Python test, and cross-build for macOS
+test: test-cpp test-python test-arm macos ## build and run every C++ and Python test, and cross-build for macOS
 
 test-cpp: .venv/test-tools ## the C++ tests alone
 	@echo "Building the C++ tests ..."
@@ -88,6 +88,15 @@ test-python: .venv/test-tools .venv/package ## the Python tests alone (ARGS="-k 
 	@cmake --preset dev --log-level=WARNING
 	@cmake --build --preset dev --target torch_mps_simulator
 	@.venv/bin/python -m pytest tests/python --numprocesses $(JOBS) --quiet $(ARGS)
+
+test-arm: .venv/test-tools ## the CPU kernels for 64-bit Arm, cross-compiled and emulated
+	@.ci/system-packages arm
+	@echo "Building the tests for Arm ..."
+	@cmake --preset dev --log-level=WARNING
+	@cmake --build --preset dev --target expected_results
+	@cmake --preset arm64 --log-level=WARNING
+	@cmake --build --preset arm64
+	@ctest --preset arm64 --parallel $(JOBS) --progress $(ARGS)
 
 test-metal-cuda: .venv/test-tools ## the Metal kernels on an NVIDIA GPU (needs nvcc and compute-sanitizer)
 	@cmake --preset dev --log-level=WARNING

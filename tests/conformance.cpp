@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <sstream>
 
@@ -91,10 +92,12 @@ std::string Engine::label() const {
 
 std::vector<Engine> engines() {
   std::vector<Engine> list;
+  const char* only = std::getenv("MPS_SDPA_ISA");
   for (const Backend* backend : backends()) {
     if (!backend->availability().available || backend->device() != Device::kCpu) continue;
     for (const cpu::InstructionSet& set : cpu::instruction_sets())
-      if (set.runs_here) list.push_back({backend, set.name});
+      if (set.runs_here && (only == nullptr || set.name == only))
+        list.push_back({backend, set.name});
   }
   return list;
 }

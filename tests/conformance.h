@@ -12,6 +12,9 @@
 
 namespace sdpa::cases {
 
+/// The seed of the inputs with which every case is compared.
+constexpr std::uint64_t kInputSeed = 7;
+
 /// A way to run a case: an available back end, forced to one of its instruction sets.
 struct Engine {
   const Backend* backend;
@@ -22,7 +25,7 @@ struct Engine {
 };
 
 /// Every back end of the registry that is available here, once for each instruction set that the
-/// processor has.
+/// processor has; where the variable MPS_SDPA_ISA names one, only with that.
 std::vector<Engine> engines();
 
 /// Forces an engine's instruction set while it lives.

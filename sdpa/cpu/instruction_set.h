@@ -55,6 +55,7 @@ Kernels avx512_amx_kernels();
 Kernels avx512_bf16_kernels();
 Kernels avx512_kernels();
 Kernels avx2_kernels();
+Kernels neon_bf16_kernels();
 Kernels neon_kernels();
 Kernels portable_kernels();
 

@@ -16,7 +16,8 @@
 //   kLanes                floats in a Vec
 //   kRows, kColumns       the register tile: kRows broadcast rows times kColumns vectors of lanes
 //   kHasBFloat16Dot       whether Pairs exist: multiply_add(Pairs, Pairs, Vec), pack_pairs and
-//                         load_pairs load_pairs_part store_rounded
+//                         load_pairs load_pairs_part store_rounded interleave
+//                         order_as_interleaved order_as_columns
 //   zero broadcast load store load_part store_part     float, Float16 or BFloat16 in memory
 //   add sub mul div min max round multiply_add scale_by_power
 //   greater not_less is_finite any to_bits select keep both    predicates; `greater` is false

@@ -18,6 +18,11 @@ struct Neon : Vector4 {
   using Vector4::load;
   using Vector4::store;
 
+  static SDPA_INLINE Vec load(const BFloat16* from) {
+    const uint16x4_t halves = vld1_u16(reinterpret_cast<const std::uint16_t*>(from));
+    return reinterpret_cast<Vec>(vshll_n_u16(halves, 16));
+  }
+
   static SDPA_INLINE Vec load(const Float16* from) {
     return reinterpret_cast<Vec>(
         vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(from)))));
