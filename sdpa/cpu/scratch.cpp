@@ -30,8 +30,9 @@ struct Shelf {
   std::size_t size = 0;
 };
 
+/// Never destroyed: threads may still be at work when the process ends.
 Shelf& shelf() {
-  static Shelf only;
+  static Shelf& only = *new Shelf;
   return only;
 }
 
