@@ -157,13 +157,13 @@ int run_large_case(const cases::Case& spec, bool has_backward) {
   backend.forward(data.problem, data.forward_tensors());
   cpu().forward(wide.problem, wide.forward_tensors());
   std::cout << cases::describe(spec) << ": forward " << backend.milliseconds << " ms,";
-  const cases::Tolerance close = cases::tolerance(spec.dtype, Pass::kForward);
+  const cases::Tolerance close = cases::tolerance(data.problem, Pass::kForward);
   int wrong = compare("out", data.out, wide.out, close) + compare("lse", data.lse, wide.lse, close);
   if (has_backward) {
     backend.milliseconds = 0;
     backend.backward(data.problem, data.backward_tensors());
     cpu().backward(wide.problem, wide.backward_tensors());
-    const cases::Tolerance near = cases::tolerance(spec.dtype, Pass::kBackward);
+    const cases::Tolerance near = cases::tolerance(data.problem, Pass::kBackward);
     std::cout << " backward " << backend.milliseconds << " ms,";
     wrong += compare("dq", data.grad_query, wide.grad_query, near) +
              compare("dk", data.grad_key, wide.grad_key, near) +
