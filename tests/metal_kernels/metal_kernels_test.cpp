@@ -64,7 +64,7 @@ TEST_P(Conformance, EveryCase) {
 INSTANTIATE_TEST_SUITE_P(
     Devices, Conformance,
     testing::Values(
-        Sweep{"direct", {.family = 9, .cores = 1}, ForwardPlan::kChosen, 1},
+        Sweep{"direct", {.family = 9, .cores = 1}, ForwardPlan::kChosen, 1, 2},
         Sweep{"staged", {.name = "m1", .family = 7, .cores = 1}, ForwardPlan::kTiles, 4, 2},
         Sweep{"split", {.cores = 40}, ForwardPlan::kDecode, 7},
         Sweep{"proto", {}, ForwardPlan::kProto, 11}),
