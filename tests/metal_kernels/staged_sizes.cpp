@@ -13,9 +13,9 @@ template <typename T, int kQk, int kV, int kTile>
 StagedSize size_of_spec(const char* name, const char* dtype) {
   constexpr int kGroups = 4;
   using S = Spec<T, kQk, kV, 1, kTile, kGroups, kStaged>;
-  return {std::string(name) + "_" + dtype + "_q" + std::to_string(kQk) + "_v" +
-              std::to_string(kV) + "_c1_t" + std::to_string(kTile) + "_g" +
-              std::to_string(kGroups) + "_f" + std::to_string(int(kStaged)),
+  return {std::string(name) + "_" + dtype + "_q" + std::to_string(kQk) + "_v" + std::to_string(kV) +
+              "_c1_t" + std::to_string(kTile) + "_g" + std::to_string(kGroups) + "_f" +
+              std::to_string(int(kStaged)),
           static_cast<std::int64_t>(int(S::kStagedElements) * sizeof(T))};
 }
 
