@@ -3,8 +3,8 @@
 
 // The kernels of one instruction set; included by its translation unit alone.
 
-#include "sdpa/cpu/backward_kernel.h"
 #include "sdpa/cpu/backward_merge.h"
+#include "sdpa/cpu/backward_tasks.h"
 #include "sdpa/cpu/forward.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/spin.h"
