@@ -74,7 +74,6 @@ class BackwardKernel {
   /// Blocks [first, last) as far as the unit sees them; returns what it sees in all.
   BlockRange run_blocks(std::int64_t first, std::int64_t last) {
     const BlockRange seen = visible_blocks(s_, unit_.first_row(), unit_.rows());
-    is_one_block_ = seen.last - seen.first == 1;
     if (seen.last < last) last = seen.last;
     last_block_ = last;
     for (std::int64_t block = seen.first > first ? seen.first : first; block < last; ++block)
@@ -100,7 +99,6 @@ class BackwardKernel {
       if (slab.first < first) first = slab.first;
       if (slab.last > last) last = slab.last;
     }
-    has_exact_delta_ = s_.dtype != DType::kFloat32 && is_one_block_ && last - first <= kKeyStep;
     for (; first < last; first = step_end_) {
       step_ = first;
       step_end_ = last - first < kKeyStep ? last : first + kKeyStep;
@@ -184,7 +182,7 @@ class BackwardKernel {
                    [&](auto columns) { probabilities<decltype(columns)::value>(slab.panels[n]); });
     for (int n = 0; n < slab.panel_count && needs_dp(); ++n)
       with_columns(slab.panels[n], [&](auto columns) {
-        if (has_exact_delta_) {
+        if (has_exact_delta(slab.panels[n])) {
           normalize<decltype(columns)::value>(slab.panels[n]);
           sum_delta<decltype(columns)::value>(slab.panels[n]);
         }
@@ -302,6 +300,13 @@ class BackwardKernel {
     });
   }
 
+  /// Whether `sum_delta` is worth its product: 16 bits, and this step has all keys of the panel.
+  bool has_exact_delta(const Panel<S>& panel) const {
+    return s_.dtype != DType::kFloat32 && panel.lanes.min_first >= block_key_ &&
+           panel.lanes.max_last <= block_key_ + kKeyBlock && panel.mask.begin >= step_ &&
+           panel.mask.end <= step_end_;
+  }
+
   /// Makes the probabilities of a lane sum up to 1, which those from a log-sum-exp do but nearly:
   /// by 7e-5 after a forward pass with the exponential for 16 bits. Of a row that sees one key P is
   /// 1 then and delta is dP, so that dS is 0, however many such rows add to one key.
@@ -344,7 +349,7 @@ class BackwardKernel {
   }
 
   /// delta from P and dP instead of from the output, which was rounded to 16 bits: rows with few
-  /// keys have the largest P and would show it. Costs nothing but where all keys fit one step.
+  /// keys have the largest P and would show it.
   template <int Columns>
   void sum_delta(const Panel<S>& panel) {
     float* delta = unit_lanes(m_.delta, panel);
@@ -492,7 +497,6 @@ class BackwardKernel {
   std::int64_t zeroed_ = 0;  ///< key blocks before this one have their sums zeroed
   int lanes_ = 0, step_ = 0, step_end_ = 0;
   bool adds_to_mask_ = false;  ///< instead of gathering dQ, dK and dV
-  bool is_one_block_ = false, has_exact_delta_ = false;
 };
 
 }  // namespace sdpa::cpu
