@@ -5,6 +5,8 @@
 
 #include <array>
 #include <atomic>
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -35,6 +37,18 @@ void reset_call_counts() {
   for (auto& count : call_counts) count = 0;
 }
 
+/// Lets other Python threads run meanwhile, unless the call is over in less time than that takes.
+class Unlocked {
+ public:
+  Unlocked(const sdpa::TensorView& query, const sdpa::TensorView& key) {
+    if (query.element_count() * key.extent(-2) > kBrief) lock_.emplace();
+  }
+
+ private:
+  static constexpr std::int64_t kBrief = 4096;  ///< products of a pass; well below a microsecond
+  std::optional<nb::gil_scoped_release> lock_;
+};
+
 }  // namespace
 
 void count_call(std::string_view backend) {
@@ -49,7 +63,7 @@ void count_call(std::string_view backend) {
 sdpa::Choice run(const sdpa::ForwardTensors& tensors, const Options& options) {
   sdpa::Choice choice;
   {
-    const nb::gil_scoped_release unlocked;
+    const Unlocked unlocked(tensors.query, tensors.key);
     choice = sdpa::forward(tensors, options.attributes, options.request);
   }
   if (choice.backend != nullptr) count_call(choice.backend->name());
@@ -57,7 +71,7 @@ sdpa::Choice run(const sdpa::ForwardTensors& tensors, const Options& options) {
 }
 
 sdpa::Choice run(const sdpa::BackwardTensors& tensors, const Options& options) {
-  const nb::gil_scoped_release unlocked;
+  const Unlocked unlocked(tensors.query, tensors.key);
   return sdpa::backward(tensors, options.attributes, options.request);
 }
 

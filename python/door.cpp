@@ -25,8 +25,9 @@ struct Questions {
   std::array<PyObject*, 5> modes{};     ///< functions, true where something special is going on
   PyObject* forward_mode = nullptr;     ///< the names of torch.autograd.forward_ad
   PyObject* is_grad_enabled = nullptr;  ///< torch's function of that name
-  PyObject* options = nullptr;  ///< (is_causal, scale, backend, training) -> (Options, settings)
-  PyObject* apply = nullptr;    ///< of the autograd function whose passes are below
+  PyObject* options = nullptr;   ///< (is_causal, scale, backend, training) -> (Options, settings)
+  PyObject* apply = nullptr;     ///< of the autograd function whose passes are below
+  PyObject* backward = nullptr;  ///< (ctx, grad_out, ...): its backward pass in general
 };
 
 Questions ask;
@@ -46,13 +47,14 @@ KnownCalls& known_calls() {
 void forget_calls() { known_calls() = {}; }
 
 void attach_door(const nb::tuple& modes, nb::dict forward_mode, nb::object is_grad_enabled,
-                 nb::object options, nb::object apply) {
+                 nb::object options, nb::object apply, nb::object backward) {
   for (std::size_t n = 0; n < ask.modes.size(); ++n)
     ask.modes[n] = nb::object(modes[n]).release().ptr();
   ask.forward_mode = forward_mode.release().ptr();
   ask.is_grad_enabled = is_grad_enabled.release().ptr();
   ask.options = options.release().ptr();
   ask.apply = apply.release().ptr();
+  ask.backward = backward.release().ptr();
 }
 
 nb::object checked(PyObject* result) {
@@ -222,19 +224,42 @@ nb::object backward_saved(nb::handle ctx, nb::handle grad_out) {
   return nb::make_tuple(gradients[0], gradients[1], gradients[2], nb::none(), nb::none());
 }
 
+/// backward_saved as a method of the node, which autograd calls with the gradients of all results:
+/// a plain function of C, since a frame of Python's costs more than the attention of 4 x 4.
+PyObject* apply_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  try {
+    const nb::object found = backward_saved(arguments[0], arguments[1]);
+    if (!found.is_none()) return nb::object(found).release().ptr();
+    return PyObject_Vectorcall(ask.backward, arguments, static_cast<std::size_t>(count), nullptr);
+  } catch (nb::python_error& error) {
+    error.restore();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+nb::object backward_method() {
+  static PyMethodDef definition{
+      "apply", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&apply_backward)),
+      METH_FASTCALL, nullptr};
+  const nb::object function = checked(PyCFunction_New(&definition, nullptr));
+  return checked(PyInstanceMethod_New(function.ptr()));
+}
+
 }  // namespace
 
 void bind_door(nb::module_& m) {
   using nb::arg;
   m.def("attach_door", &attach_door, arg("modes"), arg("forward_mode"), arg("is_grad_enabled"),
-        arg("options"), arg("apply"));
+        arg("options"), arg("apply"), arg("backward"));
   m.def("forget_calls", &forget_calls);
   m.def("enter", &enter, arg("query"), arg("key"), arg("value"), arg("mask").none(), arg("dropout"),
         arg("is_causal"), arg("scale").none(), arg("backend"));
   nb::class_<SavedLse>(m, "SavedLse", "The log-sum-exp that a backward pass needs");
   m.def("forward_saving", &forward_saving, arg("ctx"), arg("query"), arg("key"), arg("value"),
         arg("mask").none(), arg("call"));
-  m.def("backward_saved", &backward_saved, arg("ctx"), arg("grad_out"));
+  m.attr("backward_saved") = backward_method();
 }
 
 }  // namespace mps_sdpa

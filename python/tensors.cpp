@@ -135,24 +135,30 @@ TensorView describe(nb::handle tensor, const char* argument) {
   return at_least_vector(view);
 }
 
-/// A tensor of our own, handed to torch: its elements lie behind it in one piece of memory.
+/// A tensor of our own, handed to torch: its elements lie behind it in one piece of memory, at the
+/// next cache line.
 struct OwnTensor {
   dlpack::ManagedTensor managed;
   std::array<std::int64_t, sdpa::kMaxRank> shape, strides;
+
+  void* elements() {
+    const auto behind = reinterpret_cast<std::uintptr_t>(this + 1);
+    return reinterpret_cast<char*>(this + 1) + (-behind & (kCacheLine - 1));
+  }
+
+  static constexpr std::size_t kCacheLine = 64;
 };
 
-constexpr std::size_t kCacheLine = 64;
-constexpr std::size_t kElementsAt = (sizeof(OwnTensor) + kCacheLine - 1) / kCacheLine * kCacheLine;
-
-/// Memory for an OwnTensor and its elements.
+/// Memory for an OwnTensor and its elements. malloc keeps small pieces at hand, which its
+/// relative for aligned memory does not.
 void* allocate_memory(const TensorView& like) {
   auto bytes = static_cast<std::size_t>(sdpa::size_bytes(like.dtype));
   std::size_t all = 0;
   bool overflows = false;
   for (int dim = 0; dim < like.rank; ++dim)
     overflows |= __builtin_mul_overflow(bytes, like.shape[static_cast<std::size_t>(dim)], &bytes);
-  overflows |= __builtin_add_overflow(bytes, kElementsAt + kCacheLine - 1, &all);
-  void* memory = overflows ? nullptr : std::aligned_alloc(kCacheLine, all & -kCacheLine);
+  overflows |= __builtin_add_overflow(bytes, sizeof(OwnTensor) + OwnTensor::kCacheLine, &all);
+  void* memory = overflows ? nullptr : std::malloc(all);
   if (memory == nullptr)
     throw std::runtime_error(
         "there is no memory for a result of " +
@@ -170,7 +176,7 @@ nb::object allocate_by_exchange(TensorView& like, bool swapped) {
     like.strides[dim] = stride;
     stride *= std::max<std::int64_t>(like.shape[dim], 1);
   }
-  like.data = reinterpret_cast<char*>(made) + kElementsAt;
+  like.data = made->elements();
   made->shape = like.shape;
   made->strides = like.strides;
   made->managed = {.version = {1, 0},

@@ -34,6 +34,7 @@ def attach_door(
     is_grad_enabled: Any,
     options: Any,
     apply: Any,
+    backward: Any,
 ) -> None: ...
 def forget_calls() -> None: ...
 def enter(
@@ -66,7 +67,7 @@ def forward_saving(
     mask: Tensor | None,
     call: tuple[Options, Any],
 ) -> Tensor | tuple[Tensor | None, None, Choice | None]: ...
-def backward_saved(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...] | None: ...
+def backward_saved(ctx: Any, grad_out: Tensor, *others: object) -> tuple[Tensor | None, ...]: ...
 def backward(
     saved: tuple[Tensor | SavedLse | None, ...],
     grad_out: Tensor,

@@ -104,8 +104,7 @@ class PlainFunctionBackward(PlainFunction._backward_cls):  # type: ignore[misc, 
 
     __slots__ = ("call",)
 
-    def apply(self, grad_out: Tensor, *others: object) -> tuple[Tensor | None, ...]:
-        return _core.backward_saved(self, grad_out) or PlainFunction.backward(self, grad_out)
+    apply = _core.backward_saved  # or PlainFunction.backward
 
 
 PlainFunction._backward_cls = PlainFunctionBackward

@@ -70,6 +70,7 @@ def attach() -> None:
         torch.is_grad_enabled,
         sdpa_options,
         autograd.apply_plain,
+        autograd.PlainFunction.backward,
     )
     _core.set_thread_count(environment().threads)
     _attached = True
