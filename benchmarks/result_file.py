@@ -19,6 +19,11 @@ from mps_sdpa.harness.timing import Interval, weighted_geomean
 
 Row = dict[str, Any]
 
+#: A ratio below this, and beyond doubt below 1, is slower.
+_NOT_SLOWER = 0.97
+#: The baselines that are torch's own: its function, or its operators where that lacks something.
+_TORCHS = ("torch", "composite")
+
 _KEY = ("suite", "case", "which", "threads", "baseline", "backend", "instruction_set")
 _HEADINGS = ("case", "pass", "ours ms", "peer", "its ms", "ratio [95 %]", "share of peak", "rate")
 
@@ -70,6 +75,37 @@ def write(path: Path, document: Row) -> None:
     path.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
 
 
+def is_slower(row: Row) -> bool:
+    """Whether it was measured to be slower than torch by more than 3 %; an interval that spans 1
+    says nothing."""
+    ratio = row["ratio"]
+    return row["baseline"] in _TORCHS and ratio["value"] < _NOT_SLOWER and ratio["high"] < 1
+
+
+def verdicts(rows: Iterable[Row]) -> list[str]:
+    """For each back end one sentence: which of these rows are slower than torch, if any."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["baseline"] in _TORCHS:
+            groups.setdefault(row["backend"], []).append(row)
+    return [_verdict(backend, group) for backend, group in groups.items()]
+
+
+def _verdict(backend: str, rows: list[Row]) -> str:
+    slow = [
+        f"{row['case']} {row['which']} on {row['threads']} threads {_interval(row['ratio'])}"
+        for row in rows
+        if is_slower(row)
+    ]
+    found = "none is" if not slow else "1 is" if len(slow) == 1 else f"{len(slow)} are"
+    text = f"Of {len(rows)} rows with back end {backend} {found} slower than torch by more than 3 %"
+    return f"{text}: {'; '.join(slow)}." if slow else f"{text}."
+
+
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """A row in the order of _HEADINGS."""
     ratio, ours, share = row["ratio"], row["ours_ms"], row["share"]
@@ -83,7 +119,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{ours['median']:.4g}",
         row["baseline"],
         f"{row['baseline_ms']['median']:.4g}",
-        f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+        _interval(ratio),
         f"{share['median']:.0%} (best {share['best']:.0%})",
         f"{row['rate']:.3g} {row['unit']}",
     )
@@ -144,6 +180,7 @@ def summary(document: Row) -> list[str]:
             f"weighted geometric mean {ratio['value']:.2f} "
             f"[{ratio['low']:.2f}, {ratio['high']:.2f}] times torch."
         )
+    lines += verdicts(document["rows"])
     lines += [
         f"{found['text']}: resident memory grows by {found['bytes'] / 2**20:.0f} MB "
         f"({found['backend']})."

@@ -6,7 +6,8 @@
     python benchmarks/table.py --suite realistic --write        a part, added to today's file
     python benchmarks/table.py --backend auto --suite short     is the choice ever the slower one?
 
-Every row is a ratio of interleaved pairs and a share of a peak measured just before it.
+Every row is a ratio of interleaved pairs and a share of a peak measured just before it. The last
+lines say which rows are slower than torch by more than 3 %.
 """
 
 from __future__ import annotations
@@ -118,6 +119,16 @@ def long_memory() -> list[result_file.Row]:
     return found
 
 
+def measured(case: Case, setting: Setting, budget: Budget) -> result_file.Row:
+    """A row; one that is slower than torch must be seen twice, as in calibration."""
+    row = measurement.measure(case, setting, budget)
+    if not result_file.is_slower(row):
+        return row
+    first, row = row, measurement.measure(case, setting, budget)
+    row["notes"].append(f"measured again; first {first['ratio']['value']:.2f}")
+    return row
+
+
 def main() -> None:
     options = parse()
     machine = {**environment.describe_machine(), "notes": environment.load_notes()}
@@ -126,7 +137,7 @@ def main() -> None:
         print(f"note: {note}")
     budget, rows = Budget(pairs=options.pairs), []
     for case, setting in chosen_rows(options):
-        rows.append(measurement.measure(case, setting, budget))
+        rows.append(measured(case, setting, budget))
         print(result_file.line(rows[-1]), flush=True)
         if options.write:
             result_file.write(path, result_file.merge(path, machine, rows[-1:], []))
@@ -137,7 +148,8 @@ def main() -> None:
     if rows:
         slowest = min(rows, key=lambda row: row["ratio"]["value"])
         print(f"the least ratio: {result_file.line(slowest)}")
-    for line in result_file.summary(document if is_whole else {**document, "memory": memory}):
+    shown = document if is_whole else {**document, "rows": rows, "memory": memory}
+    for line in result_file.summary(shown):
         print(line)
     if is_whole or options.write:
         result_file.write(path, document)

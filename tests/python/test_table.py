@@ -36,6 +36,7 @@ def test_parts_of_the_table_come_together_in_one_file(tmp_path: Path) -> None:
     smallest = ["--case", "H1 D8 L4", "--threads", "1", "--write"]
     said = run_table(tmp_path, *smallest, "--pass", "forward")
     assert "fp32 H1 D8 L4" in said
+    assert "Of 1 rows with back end cpu" in said
     run_table(tmp_path, *smallest)
     (kept,) = tmp_path.glob("*.json")
     rows = json.loads(kept.read_text())["rows"]
@@ -88,3 +89,42 @@ def test_a_realistic_mean_weighs_its_cases() -> None:
     (mean,) = result_file.means(rows)
     assert mean["cases"] == 2
     assert mean["ratio"]["value"] == pytest.approx(2**0.75)
+
+
+def row_of(case: str, value: float, high: float, **others: object) -> dict[str, object]:
+    row = {"case": case, "which": "train", "threads": 2, "baseline": "torch", "backend": "auto"}
+    return {**row, "ratio": {"value": value, "low": value - 0.01, "high": high}, **others}
+
+
+def test_the_verdict_names_what_is_slower_beyond_doubt_and_nothing_else() -> None:
+    import result_file
+
+    fine = [
+        row_of("within 3 %", 0.98, 0.99),
+        row_of("spans 1", 0.90, 1.01),
+        row_of("a peer", 0.50, 0.51, baseline="flex"),
+    ]
+    assert result_file.verdicts(fine) == [
+        "Of 2 rows with back end auto none is slower than torch by more than 3 %."
+    ]
+    slow = [*fine, row_of("tiny", 0.9, 0.95), row_of("odd", 0.8, 0.9, baseline="composite")]
+    assert result_file.verdicts(slow) == [
+        "Of 4 rows with back end auto 2 are slower than torch by more than 3 %: "
+        "tiny train on 2 threads 0.90 [0.89, 0.95]; odd train on 2 threads 0.80 [0.79, 0.90]."
+    ]
+
+
+def test_a_slower_row_must_be_seen_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    import table
+
+    readings = iter([0.9, 1.02, 1.1])
+
+    def measure(*_: object) -> dict[str, object]:
+        value = next(readings)
+        return row_of("tiny", value, value + 0.01, notes=[])
+
+    monkeypatch.setattr(table.measurement, "measure", measure)
+    again, once = (table.measured(None, None, None) for _ in range(2))
+    assert again["ratio"]["value"] == 1.02
+    assert again["notes"] == ["measured again; first 0.90"]
+    assert once["ratio"]["value"] == 1.1 and once["notes"] == []
