@@ -69,6 +69,11 @@ class _Tile:
         return self.probabilities if self.keep is None else self.probabilities * self.keep
 
 
+def _exponentiate(scores: torch.Tensor) -> None:
+    """In place, by numpy, which takes half of torch's time for doubles."""
+    np.exp(scores.numpy(), out=scores.numpy())
+
+
 def _by_group(tensor: torch.Tensor, dim: int, kv_heads: int) -> torch.Tensor:
     """A view with the query heads of dimension `dim` as [kv_heads, group]."""
     before, heads, after = tensor.shape[:dim], tensor.shape[dim], tensor.shape[dim + 1 :]
@@ -126,7 +131,7 @@ class _Problem:
         sinks = none if self.sinks is None else self._sink_logits(place, none)
         row_max = torch.maximum(weights.amax(-1), sinks) if weights.shape[-1] else sinks
         safe_max = row_max.where(row_max.isfinite(), 0.0)
-        weights.sub_(safe_max[..., None]).exp_()
+        _exponentiate(weights.sub_(safe_max[..., None]))
         sink_weights = (sinks - safe_max).exp()
         row_sum = weights.sum(-1) + sink_weights
         divisor = row_sum.where(row_sum > 0, 1.0)
@@ -186,6 +191,8 @@ class _Gradients:
         self.problem = problem
         self.shared = threading.Lock()  # mask and sinks belong to several heads
         self.sums = {n: torch.zeros(t.shape, dtype=torch.float64) for n, t in leaves.items()}
+        for name in ("key", "value"):  # in memory as their parts come, key by key in each column
+            self.sums[name] = torch.zeros(leaves[name].mT.shape, dtype=torch.float64).mT
         self.query = _by_group(self.sums["query"], 1, problem.case.kv_heads)
         self.key, self.value = self.sums["key"], self.sums["value"]
         self.grad_out = problem.grouped(inputs.grad_out)
@@ -195,7 +202,7 @@ class _Gradients:
         """What the rows of one tile contribute to every gradient."""
         problem, place = self.problem, tile.place
         from_out = place.of_rows(self.grad_out)
-        place.of_keys(self.value).add_((tile.kept().mT @ from_out).sum(2))
+        place.of_keys(self.value).add_(self._over_group(tile.kept(), from_out))
         shift = (from_out * out).sum(-1)
         if self.grad_lse is not None:
             shift = shift - place.of_rows(self.grad_lse)
@@ -213,8 +220,14 @@ class _Gradients:
             from_scores *= tile.softcap_slope
         from_key = from_scores @ place.of_keys(problem.key)
         place.of_rows(self.query).copy_(from_key * problem.case.softmax_scale)
-        from_query = from_scores.mT @ place.of_rows(problem.scaled_query)
-        place.of_keys(self.key).add_(from_query.sum(2))
+        from_query = self._over_group(from_scores, place.of_rows(problem.scaled_query))
+        place.of_keys(self.key).add_(from_query)
+
+    def _over_group(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """scores' x rows, summed over the query heads that share keys. By way of the transpose:
+        with the keys as columns of the result MKL takes half the time (Zen 4)."""
+        product = (rows.mT @ scores).mT
+        return product.sum(2) if self.problem.group > 1 else product.squeeze(2)
 
     def _add_to_sinks(self, tile: _Tile, shift: torch.Tensor) -> None:
         by_head = _by_group(self.sums["sinks"], 0, self.problem.case.kv_heads)
