@@ -301,21 +301,23 @@ void poison_row(Tensor& tensor, std::int64_t row) {
 
 TEST(CpuBackward, NaNReachesOnlyWhatSeesIt) {
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
-    for (Tensor CaseData::* input :
-         {&CaseData::query, &CaseData::key, &CaseData::value, &CaseData::grad_out}) {
-      Case spec = shape(2, 140, 140, 24);
-      spec.dtype = dtype;
-      spec.causal = Causal::kUpperLeft;
-      CaseData data(spec, 13);
-      const bool is_key = input == &CaseData::key || input == &CaseData::value;
-      poison_row(data.*input, 100);
-      const Expected oracle = expected(data);
-      for_each_instruction_set([&] {
-        run_backward(data);
-        for (const std::string& sentence : backward_failures(data, oracle))
-          ADD_FAILURE() << (is_key ? "NaN key: " : "NaN query: ") << sentence;
-      });
-    }
+    for (const std::int64_t left : {-1, 20})
+      for (Tensor CaseData::* input :
+           {&CaseData::query, &CaseData::key, &CaseData::value, &CaseData::grad_out}) {
+        Case spec = shape(2, 140, 140, 24);
+        spec.dtype = dtype;
+        spec.causal = Causal::kUpperLeft;
+        spec.window = {.left = left, .right = -1};
+        CaseData data(spec, 13);
+        const bool is_key = input == &CaseData::key || input == &CaseData::value;
+        poison_row(data.*input, 100);
+        const Expected oracle = expected(data);
+        for_each_instruction_set([&] {
+          run_backward(data);
+          for (const std::string& sentence : backward_failures(data, oracle))
+            ADD_FAILURE() << (is_key ? "NaN key: " : "NaN query: ") << sentence;
+        });
+      }
 }
 
 TEST(CpuBackward, RowsAndKeysThatAreMaskedContributeNothing) {

@@ -325,8 +325,9 @@ class BackwardKernel {
     });
     for (int key = first; key < last; ++key) {
       load(tile, p + key * lanes_, lanes_);
-      for_each(tile,
-               [&](auto i, auto j, V& x) SDPA_INLINE_LAMBDA { x = S::mul(x, factor.v[i][j]); });
+      for_each(tile, [&](auto i, auto j, V& x) SDPA_INLINE_LAMBDA {
+        x = S::keep(is_positive(x), S::mul(x, factor.v[i][j]));  // of a NaN row, too
+      });
       store(tile, at(m_.p) + key * lanes_ + start, lanes_);
       if constexpr (kPairs) Ops::store_by_lane(tile, p_, key, start);
     }
