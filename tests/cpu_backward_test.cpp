@@ -174,6 +174,21 @@ TEST(CpuBackward, ManyQueriesOfOneHeadAreSplit) {
   }
 }
 
+/// Panels of a slab see different keys of a step, from any of its keys to any.
+TEST(CpuBackward, BandsOfManyWidths) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
+    for (const std::int64_t width : {7, 15, 40, 63, 64, 100})
+      for (const std::int64_t group : {1, 3}) {
+        Case spec = shape(1, 333 / group, 391 / group, 17);
+        spec.q_heads = group;
+        spec.dtype = dtype;
+        spec.causal = Causal::kLowerRight;
+        spec.window = {.left = width, .right = -1};
+        spec.mask = {.shape = MaskShape::kMatrix, .dtype = DType::kFloat32};
+        expect_agrees(spec);
+      }
+}
+
 TEST(CpuBackward, OneQueryAndOneKeyAHead) {
   for (const Layout layout : {Layout::kContiguous, Layout::kColumnStride})
     for (const std::int64_t dim : {1, 7, 64, 65}) {

@@ -85,9 +85,6 @@ struct Operands<S, float> {
   static SDPA_INLINE void store_both(const T& tile, const Weights<float>& to, int key, int lane) {
     store_by_lane(tile, to, key, lane);
   }
-
-  template <int Columns>
-  static void clear_by_key(const Weights<float>&, int, int, int) {}
 };
 
 /// Rows of bfloat16 with neighbouring columns in pairs. A lane's word goes through vectors of
@@ -188,15 +185,6 @@ struct Operands<S, BFloat16Pair> {
         S::store(word + i * to.lanes + j * S::kLanes, S::pack_pairs(tile.v[2 * i][j], odd));
       });
     });
-  }
-
-  /// Words that hold none but keys [first, last).
-  template <int Columns>
-  static void clear_by_key(const Weights<BFloat16Pair>& to, int first, int last, int lane) {
-    for (int word = (first + 1) / 2; word < (last + 1) / 2; ++word)
-      for (int j = 0; j < Columns; ++j)
-        S::store(to.by_key + word * to.lanes + lane + j * S::kLanes,
-                 S::pack_pairs(S::zero(), S::zero()));
   }
 
  private:
