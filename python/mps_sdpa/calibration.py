@@ -8,6 +8,7 @@ What is found is kept and serves later processes too.
 
 from __future__ import annotations
 
+import collections
 import logging
 import threading
 import time
@@ -133,12 +134,16 @@ def calibration_summary(device: str) -> str:
     thresholds = take_up(device)
     if thresholds is None:
         return _why_none(device)
-    parts = [
-        f"{dtype} {which} D<={dim} {in_words(thresholds[which][dtype][dim])}"
+    found = {
+        f"{dtype} {which} D<={dim}": in_words(thresholds[which][dtype][dim])
         for which in PASSES
         for dtype in MEASURED
         for dim in DIMS
-    ]
+    }
+    usual, count = collections.Counter(found.values()).most_common(1)[0]
+    parts = [f"{kind} {words}" for kind, words in found.items() if words != usual or count == 1]
+    if count > 1:
+        parts.append(f"{'everything else' if parts else 'everything'} {usual}")
     return f"Measured on this machine, by work: {'; '.join(parts)}."
 
 

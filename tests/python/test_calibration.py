@@ -143,8 +143,8 @@ def test_thresholds_send_small_problems_to_torch() -> None:
         "Measured on this machine for forward in float32 with head dimensions to 64: "
         "torch, cpu from 4.2e+06 on."
     )
-    assert "float32 train D<=512 torch, cpu from 4.2e+06 on" in calibration.calibration_summary(
-        "cpu"
+    assert calibration.calibration_summary("cpu") == (
+        "Measured on this machine, by work: everything torch, cpu from 4.2e+06 on."
     )
 
 
@@ -153,6 +153,10 @@ def test_each_class_of_head_dimensions_has_its_own_threshold() -> None:
     thresholds["forward"]["float32"][512] = {"cpu": NEVER}
     threshold_cache.write("cpu", thresholds)
     calibration.use_cached("cpu")
+    assert calibration.calibration_summary("cpu") == (
+        "Measured on this machine, by work: float32 forward D<=512 torch at every size; "
+        "everything else cpu at every size."
+    )
     assert choice(dim=64)["backend"] == "cpu"
     assert choice(dim=65)["backend"] == "stock"
 

@@ -83,7 +83,8 @@ def test_page_shows_every_section_and_figure(document: dict[str, Any]) -> None:
         assert title in found.text
     for row in document["rows"]:
         assert row["case_id"] in found.text
-        assert f"{row['candidate_ms']:.3f} ms" in found.text
+        assert f"{row['candidate_ms']:.3f}" in found.text
+        assert found.text.count(f"{row['speedup']['value']:.2f}") >= 2, "beside the bar and below"
         assert f"{row['candidate_error']:.1e}" in found.text
     for name, sentence in document["refused"].items():
         assert name + sentence in found.text
@@ -159,7 +160,38 @@ def test_axis_maps_ends_and_middle() -> None:
     assert plain.ticks() == [0, 2, 4, 6, 8, 10]
     logarithmic = svg.Axis(1, 100, 0, 10, logarithmic=True)
     assert logarithmic.at(10) == pytest.approx(5)
-    assert logarithmic.ticks() == [1, 10, 100]
+    assert logarithmic.ticks() == [1, 2, 5, 10, 20, 50, 100]
+    assert svg.Axis(1, 1000, 0, 10, logarithmic=True).ticks() == [1, 10, 100, 1000]
+
+
+def test_bars_of_ratios_start_at_one_and_say_their_value() -> None:
+    group = [svg.Bar(4.0, 3.0, 5.0, label="4.00"), svg.Bar(0.25, 0.2, 0.3, 1, "0.25")]
+    drawn = svg.bars([("case", group)], "times as fast", reference=1.0)
+    places = [
+        (float(x), float(width))
+        for x, width in re.findall(r'<rect .*?x="(.*?)".*?width="(.*?)"', drawn)
+    ]
+    (faster, slower), widths = [x for x, _ in places], [width for _, width in places]
+    assert faster == pytest.approx(slower + widths[1], abs=0.2), "both touch the line at one"
+    assert widths[0] == pytest.approx(widths[1], abs=0.2), "as much faster as slower"
+    assert ">4.00<" in drawn and ">0.25<" in drawn
+
+
+def test_ticks_of_large_numbers_are_plain() -> None:
+    drawn = svg.bars([("case", [svg.Bar(5300, 5300, 5300)])], "MB", reference=None)
+    assert ">2000<" in drawn and "e+" not in drawn
+
+
+def test_results_of_one_name_are_told_apart(document: dict[str, Any]) -> None:
+    found = read(report.page([{**document, "file": "a.json"}, {**document, "file": "a.json"}]))
+    assert "a.json 1: auto" in found.text and "a.json 2: auto" in found.text
+
+
+def test_a_cold_start_is_shown_if_it_was_measured(document: dict[str, Any]) -> None:
+    assert "Cold start" not in read(report.page([document])).text
+    document["rows"][0]["cold"] = {"candidate": {"import_ms": 912.4, "first_call_ms": 3.21}}
+    found = read(report.page([document]))
+    assert "Cold start" in found.text and "9123.2" in found.text
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -229,10 +261,13 @@ def test_browser_draws_it(document: dict[str, Any], tmp_path: Path, width: int) 
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [320, 390, 1200])
-def test_nothing_sticks_out(document: dict[str, Any], tmp_path: Path, width: int) -> None:
-    """A browser's window is never as narrow as a phone, a frame inside it is."""
-    content = html.escape(long_report(document))
+@pytest.mark.parametrize(("width", "medium"), [(320, "screen"), (1200, "screen"), (718, "print")])
+def test_nothing_sticks_out(
+    document: dict[str, Any], tmp_path: Path, width: int, medium: str
+) -> None:
+    """A browser's window is never as narrow as a phone, a frame inside it is; 718 is the width of a
+    printed A4 page."""
+    content = html.escape(long_report(document).replace(f"@media {medium} ", "@media all "))
     (tmp_path / "frame.html").write_text(
         f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{content}"></iframe>'
         "<script>onload = () => {"

@@ -17,6 +17,9 @@ Document = dict[str, Any]
 #: Head dimensions above this have crossovers of their own.
 _NARROW = DIMS[0]
 
+#: What is called otherwise than in the result.
+_ENVIRONMENT = {"memory_gb": "memory in GB", "mps_sdpa": "mps-sdpa", "os": "system"}
+
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --page: #fff;
   --a: #2563a8; --b: #c2701d; --c: #4a8a3c; }
@@ -25,10 +28,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 46rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p.lead { font-size: 1.1rem; } p, li { overflow-wrap: anywhere; } .soft { color: var(--soft); }
-svg { width: 100%; height: auto; display: block; } svg text { font: 15px system-ui, sans-serif;
-  fill: var(--soft); } .grid { stroke: var(--line); } .reference { stroke: var(--ink);
-  stroke-dasharray: 4 3; } .error { stroke: var(--ink); stroke-width: 2; } .limit { fill: none;
-  stroke: var(--ink); stroke-width: 1.5; } .s0 { fill: var(--a); } .s1 { fill: var(--b); }
+svg { width: 100%; height: auto; display: block; }
+svg text { font: 15px system-ui, sans-serif; fill: var(--soft); paint-order: stroke;
+  stroke: var(--page); stroke-width: 4px; stroke-linejoin: round; }
+.grid { stroke: var(--line); } .reference { stroke: var(--ink); stroke-dasharray: 4 3; }
+.error { stroke: var(--ink); stroke-width: 2; } .limit { fill: none; stroke-width: 1.5; }
+.s0 { fill: var(--a); } .s1 { fill: var(--b); }
 .s2 { fill: var(--c); } .even { fill: none; stroke: var(--ink); stroke-dasharray: 4 3; }
 .curve { fill: none; stroke-width: 2; } .wide { stroke-dasharray: 8 4; }
 .c0 { stroke: var(--a); } .c1 { stroke: var(--b); } .c2 { stroke: var(--c); }
@@ -40,9 +45,11 @@ svg { width: 100%; height: auto; display: block; } svg text { font: 15px system-
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; } th:first-child, td:first-child { text-align: left; white-space: normal; }
+.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+.words th { text-align: left; } .words td:first-child { overflow-wrap: normal; }
 @media (max-width: 34rem) { svg text { font-size: 22px; } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; }
-  section { break-inside: avoid; } .scroll { overflow: visible; }
+  section { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: 9pt; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
@@ -50,7 +57,7 @@ th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(
 def page(documents: list[Document]) -> str:
     """The whole page. With two documents every chart shows both, case by case."""
     if len(documents) > 1:
-        documents = [{"file": f"result {n + 1}", **d} for n, d in enumerate(documents)]
+        documents = _named_apart(documents)
     sections: list[tuple[str, Callable[[list[Document]], str]]] = [
         ("Environment", _environment),
         ("Speed-up", _speedups),
@@ -58,6 +65,7 @@ def page(documents: list[Document]) -> str:
         ("Against the machine's peak", _roofline),
         ("Peak memory", _memory),
         ("Times", _times),
+        *([("Cold start", _cold)] if any(_cold_rows(d) for d in documents) else []),
         ("Accuracy", _accuracy),
         ("Calibration", _calibration),
         ("Refused and unavailable", _refusals),
@@ -72,6 +80,13 @@ def page(documents: list[Document]) -> str:
         f"<title>mps-sdpa benchmark</title><style>{_STYLE}</style></head>"
         f"<body><h1>mps-sdpa benchmark</h1>{lead}{body}</body></html>\n"
     )
+
+
+def _named_apart(documents: list[Document]) -> list[Document]:
+    names = [document.get("file", "result") for document in documents]
+    if len(set(names)) < len(names):
+        names = [f"{name} {n + 1}" for n, name in enumerate(names)]
+    return [{**document, "file": name} for document, name in zip(documents, names, strict=True)]
 
 
 def _key(series: int) -> str:
@@ -99,7 +114,10 @@ def _table(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _environment(documents: list[Document]) -> str:
     names = [name for name in documents[0]["environment"] if name != "notes"]
-    rows = [[name, *(d["environment"].get(name, "") for d in documents)] for name in names]
+    rows = [
+        [_ENVIRONMENT.get(name, name), *(d["environment"].get(name, "") for d in documents)]
+        for name in names
+    ]
     notes = [
         f"{d['file']}: {note}" if len(documents) > 1 else note
         for d in documents
@@ -125,12 +143,19 @@ def _by_case(documents: list[Document]) -> list[tuple[str, list[tuple[int, dict[
 
 def _speedups(documents: list[Document]) -> str:
     rows = [
-        (case, [svg.Bar(**row["speedup"], series=n) for n, row in same])
+        (case, [_speedup_bar(row["speedup"], n) for n, row in same])
         for case, same in _by_case(documents)
     ]
     baseline = escape(documents[0]["plan"]["baseline"])
-    text = f"<p>{baseline}'s time over ours; black: the 95 % interval; dashed: equally fast.</p>"
+    text = (
+        f"<p>{baseline}'s time over ours, on a logarithmic scale; black: the 95 % interval; "
+        "dashed: equally fast.</p>"
+    )
     return text + svg.bars(rows, "times as fast", reference=1.0)
+
+
+def _speedup_bar(speedup: dict[str, float], series: int) -> svg.Bar:
+    return svg.Bar(**speedup, series=series, label=f"{speedup['value']:.2f}")
 
 
 def _changes(documents: list[Document]) -> str:
@@ -173,7 +198,7 @@ def _roofline(documents: list[Document]) -> str:
         low = min(row["intensity"] for row in rows) / 2
         high = max(row["intensity"] for row in rows) * 2
         dtypes = sorted({row["dtype"] for row in rows})
-        lines += [_roof(peaks, dtype, low, high) for dtype in dtypes]
+        lines += [_roof(peaks, dtype, low, high, n) for dtype in dtypes]
     text = (
         "<p>Each point is a case; the lines are the most that reading memory (rising) and the "
         "arithmetic of each dtype (flat) allow, measured in the same run.</p>"
@@ -181,10 +206,11 @@ def _roofline(documents: list[Document]) -> str:
     return text + svg.plot(marks, lines, ("arithmetic intensity, operations a byte", "GFLOP/s"))
 
 
-def _roof(peaks: dict[str, Any], dtype: str, low: float, high: float) -> svg.Line:
+def _roof(peaks: dict[str, Any], dtype: str, low: float, high: float, series: int) -> svg.Line:
     top, bandwidth = peaks["flops"][LONG_NAMES[dtype]] / 1e9, peaks["bandwidth"] / 1e9
     ridge = min(max(top / bandwidth, low), high)
-    return svg.Line([(x, min(top, bandwidth * x)) for x in (low, ridge, high)])
+    points = [(x, min(top, bandwidth * x)) for x in (low, ridge, high)]
+    return svg.Line(points, f"limit c{series}", "" if series else dtype)
 
 
 def _memory(documents: list[Document]) -> str:
@@ -210,13 +236,13 @@ def _in_file(document: Document, documents: list[Document]) -> str:
 
 def _plain(size: int, series: int) -> svg.Bar:
     value = size / 2**20
-    return svg.Bar(value, value, value, series)
+    return svg.Bar(value, value, value, series, f"{value:.1f} MB")
 
 
 def _times(documents: list[Document]) -> str:
     plan = documents[0]["plan"]
     ours, other = plan["candidate"], plan["baseline"]
-    headings = ["case", ours, other, "speed-up", "verdict", f"{ours}: peak", f"{other}: peak"]
+    headings = ["case", f"{ours}, ms", f"{other}, ms", "speed-up", f"{ours} is", "of the peak"]
     tables = [_table(headings, map(_time_cells, d["rows"])) for d in documents]
     if len(documents) == 1:
         return tables[0]
@@ -228,12 +254,31 @@ def _times(documents: list[Document]) -> str:
 def _time_cells(row: dict[str, Any]) -> list[str]:
     return [
         row["case_id"],
-        f"{row['candidate_ms']:.3f} ms",
-        f"{row['baseline_ms']:.3f} ms",
+        f"{row['candidate_ms']:.3f}",
+        f"{row['baseline_ms']:.3f}",
         _with_interval(row["speedup"]),
         row["verdict"],
-        f"{row['peak_share']:.0%}",
-        f"{row['baseline_peak_share']:.0%}",
+        f"{row['peak_share']:.0%}, {row['baseline_peak_share']:.0%}",
+    ]
+
+
+def _cold(documents: list[Document]) -> str:
+    text = "<p>Milliseconds of a fresh process: importing the package, and the first call.</p>"
+    headings = ["case", "", "import", "first call"]
+    return text + _table(headings, [row for d in documents for row in _cold_rows(d)])
+
+
+def _cold_rows(document: Document) -> list[list[str]]:
+    prefix = f"{document['file']}: " if "file" in document else ""
+    return [
+        [
+            row["case_id"],
+            f"{prefix}{document['plan'][side]}",
+            f"{cold['import_ms']:.0f}",
+            f"{cold['first_call_ms']:.1f}",
+        ]
+        for row in document["rows"]
+        for side, cold in row.get("cold", {}).items()
     ]
 
 
@@ -306,4 +351,6 @@ def _calibration_mark(point: dict[str, Any], names: list[str]) -> svg.Mark:
 
 def _refusals(documents: list[Document]) -> str:
     refused = {name: reason for d in documents for name, reason in d["refused"].items()}
-    return _table(["", "reason"], refused.items()) if refused else "<p>Nothing was refused.</p>"
+    if not refused:
+        return "<p>Nothing was refused.</p>"
+    return f'<div class="words">{_table(["", "reason"], refused.items())}</div>'

@@ -13,6 +13,8 @@ _ROW = 22
 #: Beside a plot's axes, for numbers that a style sheet may draw large.
 _LEFT, _BELOW = 74, 62
 _MARGIN = 16
+#: At the right of bars, for the value of the longest.
+_VALUE = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Bar:
     low: float
     high: float
     series: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A polyline, drawn as the style sheet says of its class."""
+    """A polyline, drawn as the style sheet says of its class, with a label at its end."""
 
     points: Sequence[tuple[float, float]]
     style: str = "limit"
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Axis:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             powers = [10.0**n for n in range(first, last + 1)]
             within = [tick for tick in powers if self.low <= tick <= self.high]
-            if len(within) > 1:
+            if len(within) > 3:
                 return within[:: 1 + len(within) // 8]
             for digits in ((1, 2, 5), range(1, 10)):
                 finer = [digit * power for power in powers for digit in digits]
@@ -87,43 +91,58 @@ def _round_step(rough: float) -> float:
 
 
 def bars(rows: Sequence[tuple[str, Sequence[Bar]]], unit: str, *, reference: float | None) -> str:
-    """Horizontal bars with error bars, one group a row, and a line at `reference`."""
-    largest = max((bar.high for _, group in rows for bar in group), default=1.0)
-    axis = Axis(0, max(largest, reference or 0.0) * 1.05 or 1.0, _MARGIN, _WIDTH - _MARGIN)
+    """Horizontal bars with error bars and values, one group a row: from 0, or on a logarithmic axis
+    from `reference` to either side."""
+    axis = _axis_of([bar for _, group in rows for bar in group], reference)
     parts: list[str] = []
     y = float(_MARGIN)
     for label, group in rows:
         parts.append(_text(_MARGIN, y + 15, label, anchor="start", limit=56))
         y += _ROW
         for bar in group:
-            parts.append(_bar(bar, axis, y))
+            parts.append(_bar(bar, axis, axis.at(reference or 0.0), y))
             y += _ROW
         y += 6
     height = y + 26
-    parts = [*(_tick(axis, tick, y, height) for tick in axis.ticks()), *parts]
+    behind = [_tick(axis, tick, y, height) for tick in axis.ticks()]
     if reference is not None:
         x = axis.at(reference)
-        parts.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y:.1f}"/>')
+        behind.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y:.1f}"/>')
     parts.append(_text(_WIDTH - _MARGIN, height + 12, unit, anchor="end"))
-    return _picture(height + 20, parts)
+    return _picture(height + 20, [*behind, *parts])
 
 
-def _bar(bar: Bar, axis: Axis, y: float) -> str:
-    start, end = axis.at(0), axis.at(bar.value)
-    low, high, middle = axis.at(bar.low), axis.at(bar.high), y + _ROW / 2
-    title = f"{bar.value:.3g} [{bar.low:.3g}, {bar.high:.3g}]"
+def _axis_of(every: Sequence[Bar], reference: float | None) -> Axis:
+    start, end = _MARGIN, _WIDTH - _MARGIN - _VALUE
+    largest = max((bar.high for bar in every), default=1.0)
+    if reference is None:
+        return Axis(0, largest or 1.0, start, end)
+    least = min((bar.low for bar in every), default=1.0)
+    low, high = min(least, reference / 1.1), max(largest, reference * 1.1)
+    return Axis(low, high, start, end, logarithmic=True)
+
+
+def _bar(bar: Bar, axis: Axis, origin: float, y: float) -> str:
+    value, low, high = axis.at(bar.value), axis.at(bar.low), axis.at(bar.high)
+    start, width = min(origin, value), max(abs(value - origin), 1.0)
+    middle = y + _ROW / 2
+    title = f"{_number(bar.value)} [{_number(bar.low)}, {_number(bar.high)}]"
     return (
         f'<g><title>{title}</title><rect class="s{bar.series}" x="{start:.1f}" y="{y + 3:.1f}" '
-        f'width="{max(end - start, 1):.1f}" height="{_ROW - 6}"/>'
+        f'width="{width:.1f}" height="{_ROW - 6}"/>'
         f'<line class="error" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
-        f"</g>"
+        f"{_text(max(high, origin) + 6, middle + 5, bar.label, anchor='start')}</g>"
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _tick(axis: Axis, value: float, y: float, height: float) -> str:
     x = axis.at(value)
     line = f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{y:.1f}"/>'
-    return line + _text(x, height - 8, f"{value:.3g}", anchor="middle")
+    return line + _text(x, height - 8, _number(value), anchor="middle")
 
 
 def plot(
@@ -140,6 +159,9 @@ def plot(
     for line in curves:
         path = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline class="{line.style}" points="{path}"/>')
+        if line.label:
+            x, y = line.points[-1]
+            parts.append(_text(across.at(x), up.at(y) - 6, line.label, anchor="end"))
     parts += [_mark(mark, across, up) for mark in points]
     parts.append(_text(_WIDTH / 2, height - 8, titles[0], anchor="middle"))
     parts.append(_text(4, 16, titles[1], anchor="start"))
