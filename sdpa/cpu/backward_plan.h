@@ -40,7 +40,7 @@ struct BackwardPlan {
   std::int64_t units = 0;           ///< of a (batch, key head)
   std::int64_t query_slots = 1;     ///< private query gradients; 1: none, they are written directly
   std::int64_t key_rows = 0;        ///< rows of private key gradients of a (batch, key head)
-  std::int64_t heads_per_wave = 1;  ///< (batch, key head) pairs whose private buffers live at once
+  std::int64_t heads_per_wave = 1;  ///< the most (batch, key head) pairs in flight at once
   std::vector<BackwardPart> parts;  ///< the largest first
 
   bool is_split() const { return parts.size() > 1; }
