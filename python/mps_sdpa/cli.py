@@ -75,6 +75,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         print(f"Error: {error.format_message()}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, or whatever stdout leads to
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
     except click.Abort:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -153,7 +153,7 @@ def show(document: dict[str, Any]) -> None:
     console, plan = shared.console(), document["plan"]
     machine, peaks = document["environment"], document["peaks"]
     table = Table(title=f"{plan['candidate']} against {plan['baseline']}", title_justify="left")
-    table.add_column("case", overflow="fold")
+    table.add_column("case", overflow="fold", min_width=16)
     for heading in (
         plan["candidate"],
         plan["baseline"],
@@ -170,7 +170,7 @@ def show(document: dict[str, Any]) -> None:
         f"{peaks['flops']['bfloat16'] / 1e9:.0f} GFLOP/s, reading "
         f"{peaks['bandwidth'] / 1e9:.1f} GB/s"
     )
-    console.print(table)
+    shared.print_table(table, console)
     for row in document["rows"]:
         if row["cold"]:
             console.print(_cold_sentence(row, plan))
@@ -238,10 +238,13 @@ def report(results: tuple[Path, ...], out: Path, as_json: bool) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from mps_sdpa.harness import report
+
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] == 2 and document["rows"]:
+            report.page([document])
             return {**document, "file": path.name}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         pass
     raise click.UsageError(f"{path.name!r} is not a result that `mps-sdpa benchmark --out` wrote")

@@ -58,7 +58,7 @@ def _show_self_test(found: dict[str, Any]) -> None:
             f"{check['tol']:.0e}",
             mark,
         )
-    console.print(table)
+    shared.print_table(table, console)
     timing = found["benchmark"]
     console.print(
         f"{timing['shape']}: torch {timing['stock_ms']:.2f} ms, {timing['auto_backend']} "

@@ -28,7 +28,10 @@ def list_backends(as_json: bool) -> None:
     table = Table("back end", "here", "why not")
     for name, why in reasons.items():
         table.add_row(name, "[dim]no[/]" if why else "[green]yes[/]", why or "")
-    shared.console().print(table)
+    shared.print_table(table, shared.console())
+
+
+_LARGEST = 2**31 - 1
 
 
 class ShapeType(click.ParamType[tuple[int, ...]]):
@@ -43,8 +46,8 @@ class ShapeType(click.ParamType[tuple[int, ...]]):
             numbers = (int(batch), *_pair(heads), int(q_len), int(kv_len), *_pair(dim))
         except ValueError:
             self.fail(f"{value!r} must be five numbers B,H,Lq,Lk,D such as 1,32/8,128,128,64")
-        if min(numbers) < 1:
-            self.fail(f"{value!r} must have positive numbers only")
+        if min(numbers) < 1 or max(numbers) > _LARGEST:
+            self.fail(f"{value!r} must have positive numbers only, up to {_LARGEST}")
         return numbers
 
 
@@ -82,7 +85,10 @@ def _pair(text: str) -> tuple[int, int]:
 @shared.json_option
 def explain(shape: tuple[int, ...], as_json: bool, chip: str | None, **flags: Any) -> None:
     """Which back end would run a problem, which kernel, and what the others have against it."""
-    found = _explain_shape(shape, chip, **flags)
+    try:
+        found = _explain_shape(shape, chip, **flags)
+    except (RuntimeError, ValueError, TypeError) as error:  # no such problem, or no memory for it
+        raise click.UsageError(str(error).partition("\n")[0]) from None
     if as_json:
         shared.print_json(found)
         return
@@ -130,10 +136,7 @@ def _explain_shape(
     if chip is not None or _is_absent_metal(backend):
         settings = attention_settings(aligned, window, softcap, dropout, None, 0, backend)
         pass_ = "backward" if train else "forward"
-        try:
-            return explanation.explain_on_chip(chip or "M4", *tensors, masks[mask], settings, pass_)
-        except RuntimeError as error:  # an unknown chip
-            raise click.UsageError(str(error)) from None
+        return explanation.explain_on_chip(chip or "M4", *tensors, masks[mask], settings, pass_)
     return explanation.explain(
         *tensors,
         mask=masks[mask],
@@ -165,6 +168,8 @@ def _show_explanation(found: dict[str, Any]) -> None:
 
     console = shared.console()
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("problem", f"{found['problem']}, {found['pass']}")
     table.add_row("back end", f"[bold]{found['backend']}[/]")
     table.add_row("why", found["why"])
@@ -199,6 +204,7 @@ def calibrate(device: str, force: bool, show: bool, as_json: bool) -> None:
     found = {
         "device": device,
         "file": str(threshold_cache.cache_file()),
+        "kept": threshold_cache.read(device) is not None,
         "minimum_work": thresholds,
     }
     if not shared.for_people(as_json):
@@ -212,7 +218,7 @@ def calibrate(device: str, force: bool, show: bool, as_json: bool) -> None:
         for dtype in calibration.MEASURED:
             for dim, rungs in each[dtype].items():
                 table.add_row(which, dtype, str(dim), calibration.in_words(rungs))
-    shared.console().print(table)
+    shared.print_table(table, shared.console())
     shared.console().print("work is batch x heads x visible pairs x key dimension")
-    if not show and threshold_cache.read(device) is None:
+    if not show and not found["kept"]:
         shared.console().print(calibration.calibration_summary(device))

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+from rich.text import Text
+
+from mps_sdpa.environment import MOST_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,7 +46,9 @@ limit_option = click.option(
 dtype_option = click.option("--dtype", type=click.Choice(DTYPES), help="Only cases of this dtype.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads of torch and of us. [default: torch's]"
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    help="Threads of torch and of us. [default: torch's]",
 )
 
 
@@ -117,12 +125,33 @@ def set_threads(threads: int | None) -> None:
 
 def for_people(as_json: bool = False) -> bool:
     """Whether to draw tables: only for a terminal, and unless JSON is asked for."""
-    return not as_json and sys.stdout.isatty()
+    return not as_json and sys.stdout is not None and sys.stdout.isatty()
 
 
 def console() -> Console:
     """Where tables go; rich drops colours where there is no terminal or NO_COLOR is set."""
     return Console(highlight=False)
+
+
+def print_table(table: Table, to: Console) -> None:
+    """A table; where the terminal is too narrow for its words and numbers, row by row."""
+    if sum(_least_width(column) for column in table.columns) + 1 <= to.width:
+        to.print(table)
+        return
+    headings = [str(column.header) for column in table.columns]
+    for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        to.print(f"[bold]{name}[/]")
+        for heading, cell in zip(headings[1:], cells, strict=True):
+            to.print(f"  {escape(heading)}: {cell}" if heading else f"  {cell}")
+
+
+def _least_width(column: Column) -> int:
+    """With its border: of whole cells where they must not be wrapped, else of whole words."""
+    texts = [Text.from_markup(str(cell)).plain for cell in (column.header, *column.cells)]
+    if column.overflow == "fold":
+        texts = []
+    pieces = texts if column.no_wrap else [word for text in texts for word in text.split()]
+    return 3 + max([column.min_width or 0, *map(cell_len, pieces)])
 
 
 def print_json(value: Any) -> None:

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VARIABLES", "Environment", "environment"]
+__all__ = ["MOST_THREADS", "VARIABLES", "Environment", "environment"]
 
 VARIABLES = {
     "MPS_SDPA_BACKEND": "the back end that backend='auto' means",
@@ -26,6 +26,10 @@ VARIABLES = {
     "MPS_SDPA_ISA": "one of the CPU's instruction sets, for tests and comparison",
     "MPS_SDPA_THREADS": "the number of threads; torch's own by default",
 }
+
+
+#: OpenMP ends the process where the system has no more.
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,10 @@ def _threads() -> int:
     text = os.environ.get("MPS_SDPA_THREADS", "").strip()
     if not text:
         return 0
-    if not text.isdigit() or int(text) == 0:
-        raise RuntimeError(f"MPS_SDPA_THREADS must be a positive number, but it is {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise RuntimeError(
+            f"MPS_SDPA_THREADS must be a number from 1 to {MOST_THREADS}, but it is {text!r}"
+        )
     return int(text)
 
 

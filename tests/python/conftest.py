@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,10 @@ import torch
 import mps_sdpa
 from mps_sdpa import engine
 from mps_sdpa.environment import environment
+
+#: Empty at first, so that what was calibrated on this machine decides nothing.
+_cache = tempfile.TemporaryDirectory()
+os.environ["MPS_SDPA_CACHE_DIR"] = _cache.name
 
 
 @pytest.fixture(autouse=True)

@@ -241,6 +241,12 @@ def recipe_of(size: Any) -> Any:
         (["correctness", "--limit", "0"], "0 is not in the range x>=1"),
         (["explain", "--shape", "1,2"], "must be five numbers B,H,Lq,Lk,D"),
         (["explain", "--shape", "1,0,1,1,1"], "must have positive numbers"),
+        (["explain", "--shape", "1,1,9999999999,1,1"], "up to 2147483647"),
+        (["explain", "--shape", "1,3/2,4,4,8"], "query has 3 heads (dimension -3), which key's 2"),
+        (["explain", "--shape", "1,1,4,4,999"], "head dimensions up to 512 are allowed"),
+        (["explain", "--shape", "9999,9999,9999,9999,64"], "memory"),
+        (["explain", "--window", "-2", "0"], "window"),
+        (["correctness", "--threads", "100000"], "100000 is not in the range 1<=x<=1024"),
         (["explain", "--dropout", "2"], "2.0 is not in the range 0<=x<=1"),
         (["demo", "--text", "nowhere.txt"], "'nowhere.txt' does not exist"),
         (["run", "nowhere.py"], "there is no file 'nowhere.py'"),
@@ -263,7 +269,12 @@ def test_mistakes_are_one_line(
     [
         ("MPS_SDPA_BACKEND=fast", "unknown back end 'fast'; known are auto, metal"),
         ("MPS_SDPA_BACKEND=metal_proto", "back end 'metal_proto' is not available: "),
-        ("MPS_SDPA_THREADS=many", "MPS_SDPA_THREADS must be a positive number, but it is 'many'"),
+        (
+            "MPS_SDPA_THREADS=many",
+            "MPS_SDPA_THREADS must be a number from 1 to 1024, but it is 'many'",
+        ),
+        ("MPS_SDPA_THREADS=99999", "must be a number from 1 to 1024, but it is '99999'"),
+        ("MPS_SDPA_THREADS=²", "must be a number from 1 to 1024, but it is '²'"),
     ],
 )
 def test_mistaken_variables_are_one_line(

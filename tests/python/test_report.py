@@ -223,10 +223,14 @@ def test_command_refuses_what_it_did_not_write(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.json"
-    other.write_text('{"schema": 2}')
-    code, text = run(capsys, "report", other)
-    assert code == 2
-    assert text == "Error: 'other.json' is not a result that `mps-sdpa benchmark --out` wrote\n"
+    complete = json.loads(saved.read_text())
+    contents = ["null", "[]", '{"schema": 2}', '{"schema": 2, "rows": [1]}']
+    contents += [json.dumps({**complete, part: None}) for part in ("peaks", "plan", "refused")]
+    for content in contents:
+        other.write_text(content)
+        code, text = run(capsys, "report", other)
+        assert code == 2
+        assert text == "Error: 'other.json' is not a result that `mps-sdpa benchmark --out` wrote\n"
     code, text = run(capsys, "report", saved, saved, saved)
     assert "one or two results make a report, but got 3" in text
 

@@ -15,8 +15,9 @@ Item = TypeVar("Item")
 def track(items: list[Item], text: Callable[[Item], str]) -> Iterator[Item]:
     """The items, with a bar that names the one at hand."""
     errors = Console(stderr=True, highlight=False)
+    width = max(10, min(40, errors.width - 40))
     bar = Progress(
-        TextColumn("{task.description:40.40}"),
+        TextColumn(f"{{task.description:{width}.{width}}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
