@@ -189,6 +189,19 @@ TEST(CpuBackward, BandsOfManyWidths) {
       }
 }
 
+/// Rows of a group that follow each other without a gap, to the next head or to its end, are read
+/// in place; all others are staged.
+TEST(CpuBackward, RowsOfAGroupHoweverTheyLie) {
+  for (const Layout layout : {Layout::kContiguous, Layout::kTransposed, Layout::kSliced})
+    for (const std::int64_t kv_heads : {1, 2})
+      for (const std::int64_t group : {1, 2, 3}) {
+        Case spec = shape(kv_heads, 70, 33, 32);
+        spec.q_heads = kv_heads * group;
+        spec.layout = layout;
+        expect_agrees(spec);
+      }
+}
+
 TEST(CpuBackward, OneQueryAndOneKeyAHead) {
   for (const Layout layout : {Layout::kContiguous, Layout::kColumnStride})
     for (const std::int64_t dim : {1, 7, 64, 65}) {

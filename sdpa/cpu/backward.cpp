@@ -263,12 +263,20 @@ void backward_in_double(const Problem& s, const BackwardTensors& t) {
   });
 }
 
+/// Addresses are left for the caller to fill in: zeros for all that there might be would cost a
+/// short head more than its own.
 TensorRows no_rows(const TensorView& view, std::int64_t count) {
-  return {.dtype = view.dtype,
-          .step = view.strides[3],
-          .rows = static_cast<int>(count),
-          .columns = static_cast<int>(view.shape[3]),
-          .row = {}};
+  TensorRows rows;
+  rows.dtype = view.dtype;
+  rows.step = view.strides[3];
+  rows.rows = static_cast<int>(count);
+  rows.columns = static_cast<int>(view.shape[3]);
+  return rows;
+}
+
+char* head_address(const TensorView& view, std::int64_t batch, std::int64_t head) {
+  return static_cast<char*>(view.data) +
+         size_bytes(view.dtype) * (batch * view.strides[0] + head * view.strides[1]);
 }
 
 }  // namespace
@@ -276,22 +284,24 @@ TensorRows no_rows(const TensorView& view, std::int64_t count) {
 TensorRows head_rows(const TensorView& view, std::int64_t batch, std::int64_t head,
                      std::int64_t first, std::int64_t count) {
   TensorRows rows = no_rows(view, count);
-  for (int i = 0; i < rows.rows; ++i)
-    rows.row[i] = static_cast<char*>(view.data) +
-                  size_bytes(view.dtype) * (batch * view.strides[0] + head * view.strides[1] +
-                                            (first + i) * view.strides[2]);
+  const std::int64_t stride = size_bytes(view.dtype) * view.strides[2];
+  char* row = head_address(view, batch, head) + first * stride;
+  for (int i = 0; i < rows.rows; ++i, row += stride) rows.row[i] = row;
   return rows;
 }
 
 TensorRows group_rows(const TensorView& view, const Problem& s, std::int64_t batch,
                       std::int64_t kv_head, std::int64_t first, std::int64_t count) {
   TensorRows rows = no_rows(view, count);
-  RowCursor at(s.group(), first);
-  for (int i = 0; i < rows.rows; ++i, at.advance()) {
-    const std::int64_t head = kv_head * s.group() + at.head;
-    rows.row[i] = static_cast<char*>(view.data) +
-                  size_bytes(view.dtype) * (batch * view.strides[0] + head * view.strides[1] +
-                                            at.query * view.strides[2]);
+  const std::int64_t group = s.group(), size = size_bytes(view.dtype);
+  const std::int64_t head_stride = size * view.strides[1], stride = size * view.strides[2];
+  std::int64_t head = first % group;
+  char* query = head_address(view, batch, kv_head * group) + first / group * stride;
+  for (int i = 0; i < rows.rows; ++i) {
+    rows.row[i] = query + head * head_stride;
+    if (++head < group) continue;
+    head = 0;
+    query += stride;
   }
   return rows;
 }

@@ -26,6 +26,7 @@ struct Operand {
   const Element* steps = nullptr;
   std::int64_t step_stride = 0;
   bool is_finite = true;
+  int row_count = 0;  ///< further rows stand for zeros
 };
 
 /// Where the weights of a slab are: `lanes` of them side by side.
@@ -43,34 +44,37 @@ template <class S>
 struct Operands<S, float> {
   using V = typename S::Vec;
 
-  static Operand<float> stage_rows(const TensorRows& from, int padded_rows, const StagedRows& to) {
-    const bool is_finite = stage<S>(from, padded_rows, to);
-    return {to.data, to.stride, to.data, to.stride, is_finite};
-  }
-
-  static Operand<float> stage_steps(const TensorRows& from, int padded_rows, const StagedRows& to) {
-    return stage_rows(from, padded_rows, to);
+  static Operand<float> stage_rows(const TensorRows& from, const StagedRows& to) {
+    const bool is_finite = stage<S>(from, from.rows, to);
+    return {to.data, to.stride, to.data, to.stride, is_finite, from.rows};
   }
 
   /// Read in place where that is as good.
   static Operand<float> stage_keys(const TensorRows& from, const StagedRows& to) {
-    if (!lie_as_staged(from, to.stride)) return stage_rows(from, from.rows, to);
+    if (!lie_as_staged(from, to.stride)) return stage_rows(from, to);
     const auto* data = reinterpret_cast<const float*>(from.row[0]);
-    return {data, to.stride, data, to.stride, are_finite<S>(data, from.rows * to.stride)};
+    const bool is_finite = are_finite<S>(data, from.rows * to.stride);
+    return {data, to.stride, data, to.stride, is_finite, from.rows};
+  }
+
+  static Operand<float> stage_steps(const TensorRows& from, int, const StagedRows& to) {
+    return stage_keys(from, to);
   }
 
   /// The product with values shows by itself where they are not finite.
   static Operand<float> stage_values(const TensorRows& from, const StagedRows& to) {
-    if (!lie_as_staged(from, to.stride)) return stage_rows(from, from.rows, to);
+    if (!lie_as_staged(from, to.stride)) return stage_rows(from, to);
     const auto* data = reinterpret_cast<const float*>(from.row[0]);
-    return {data, to.stride, data, to.stride, true};
+    return {data, to.stride, data, to.stride, true, from.rows};
   }
 
   /// to[column][row] = factor * rows[first + row][column]
   static void transpose(const Operand<float>& from, int first, int count, int columns, float factor,
                         float* to) {
-    const float* rows = from.rows + first * from.row_stride;
-    transpose_rows<S>({const_cast<float*>(rows), from.row_stride}, count, columns, factor, to);
+    const float* row[kMaxBlockLanes];
+    for (int i = 0; i < count; ++i)
+      row[i] = first + i < from.row_count ? from.rows + (first + i) * from.row_stride : nullptr;
+    transpose_in<S>(row, count, columns, factor, to, count);
   }
 
   static SDPA_INLINE V load(const float* row, std::int64_t column) { return S::load(row + column); }

@@ -70,11 +70,14 @@ bool stage(const TensorRows& from, int padded_rows, const StagedRows& out) {
   }
 }
 
-/// Whether rows need no staging: floats side by side, whole vectors.
+/// Whether rows need no staging: floats side by side, whole vectors. Rows of a group have two
+/// strides, one to the next head and one to the next query: both are right where the second row and
+/// the last are.
 SDPA_INLINE bool lie_as_staged(const TensorRows& from, std::int64_t stride) {
+  const std::int64_t bytes = stride * static_cast<std::int64_t>(sizeof(float));
   return from.dtype == DType::kFloat32 && from.step == 1 && from.columns == stride &&
-         (from.rows < 2 ||
-          from.row[1] - from.row[0] == stride * static_cast<std::int64_t>(sizeof(float)));
+         (from.rows < 2 || (from.row[1] - from.row[0] == bytes &&
+                            from.row[from.rows - 1] - from.row[0] == (from.rows - 1) * bytes));
 }
 
 /// `count` is a multiple of kLanes.
@@ -92,14 +95,6 @@ bool are_finite(const float* data, std::int64_t count) {
     poison[0] = S::multiply_add(S::zero(), S::load(data + i), poison[0]);
   const auto all = S::add(S::add(poison[0], poison[1]), S::add(poison[2], poison[3]));
   return !S::any(S::not_less(all, S::broadcast(1)));
-}
-
-/// to[column][row] = factor * rows[row][column]
-template <class S>
-void transpose_rows(const StagedRows& rows, int count, int columns, float factor, float* to) {
-  const float* row[kMaxStagedRows];
-  for (int i = 0; i < count; ++i) row[i] = rows.data + i * rows.stride;
-  transpose_in<S>(row, count, columns, factor, to, count);
 }
 
 template <class S, class Element, class Round>

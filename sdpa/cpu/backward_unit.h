@@ -5,7 +5,8 @@
 // keys pass by. It is cut into slabs, for which P and dS exist, and those into panels, one register
 // tile wide.
 //
-//   Q, dO staged as steps and transposed;  lse2 = LSE log2(e);  delta = rowsum(dO O) - dLSE
+//   Q and dO as steps (staged, or floats in place) and transposed
+//   lse2 = LSE log2(e);  delta = rowsum(dO O) - dLSE
 #include "sdpa/cpu/backward_job.h"
 #include "sdpa/cpu/backward_operands.h"
 #include "sdpa/cpu/score.h"
@@ -66,7 +67,6 @@ class BackwardUnit {
     query_ = Ops::stage_steps(rows_of(t_.query), lanes_, {at(m_.query), m_.qk_stride});
     grad_out_ = Ops::stage_steps(rows_of(t_.grad_out), lanes_, {at(m_.grad_out), m_.v_stride});
     transpose_operands();
-    stage<S>(rows_of(t_.out), lanes_, {at(m_.out), m_.v_stride});
     stage_row_terms();
     for (std::int64_t i = 0; i < lanes_ * m_.qk_stride; i += S::kLanes)
       S::store(at(m_.grad_query) + i, S::zero());
@@ -185,7 +185,8 @@ class BackwardUnit {
   /// lse2 is +infinity for a row that sees nothing, and for padding: P = exp2(S - lse2) is then 0.
   void stage_row_terms() {
     const TensorRows lse = rows_of(t_.lse);
-    TensorRows grad_lse{};
+    TensorRows grad_lse;
+    grad_lse.rows = 0;
     if (t_.grad_lse.is_present()) grad_lse = rows_of(t_.grad_lse);
     has_nan_row_ = false;
     stage_output_dots();
@@ -203,37 +204,62 @@ class BackwardUnit {
 
   /// rowsum(dO O) of all rows into `delta`.
   void stage_output_dots() {
+    TensorRows out = rows_of(t_.out);
+    if (!grad_out_.is_finite || kElementsPerWord<Element> != 1 || !is_read_in_place(out))
+      stage_output(out);
     if (!grad_out_.is_finite) {
       for (int row = 0; row < rows_; ++row) at(m_.delta)[row] = visible_output_dot(row);
       return;
     }
     for (const Slab<S>& slab : slabs())
-      for (int n = 0; n < slab.panel_count; ++n)
-        kElementsPerWord<Element> == 1
-            ? sum_as_dp(slab, slab.panels[n])
-            : sum_by_rows(slab.start + slab.panels[n].start, slab.panels[n].width());
+      for (int n = 0; n < slab.panel_count; ++n) {
+        const Panel<S>& panel = slab.panels[n];
+        if constexpr (kElementsPerWord<Element> == 1)
+          unroll<S::kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+            if (panel.columns == j + 1) sum_as_dp<j + 1>(slab, panel, out);
+          });
+        else
+          sum_by_rows(slab.start + panel.start, panel.width());
+      }
+  }
+
+  static bool is_read_in_place(const TensorRows& rows) {
+    return rows.dtype == DType::kFloat32 && rows.step == 1;
+  }
+
+  void stage_output(TensorRows& out) const {
+    stage<S>(out, lanes_, {at(m_.out), m_.v_stride});
+    for (int row = 0; row < rows_; ++row)
+      out.row[row] = reinterpret_cast<char*>(at(m_.out) + row * m_.v_stride);
   }
 
   /// Column by column, as dP sums up: of a row that sees one key O is V, so that dP - delta and
   /// with it dS is exactly 0. Another order leaves a rounding error, which many such rows add to
   /// one key.
-  void sum_as_dp(const Slab<S>& slab, const Panel<S>& panel) {
+  template <int Columns>
+  void sum_as_dp(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out) {
+    constexpr int kWidth = Columns * S::kLanes;
     const float* grad_out = reinterpret_cast<const float*>(grad_out_lanes(slab, panel));
-    const int first = slab.start + panel.start, width = panel.width();
+    const int first = slab.start + panel.start;
     const auto factor = static_cast<float>(s_.dropout.rescale());  // in grad_out already
-    float* delta = at(m_.delta) + first;
-    for (int lane = 0; lane < width; lane += S::kLanes) S::store(delta + lane, S::zero());
+    Tile<S, 1, Columns> sum;
+    clear(sum);
     for (int column = 0; column < s_.v_dim; column += kKeyStep) {
       const int left = static_cast<int>(s_.v_dim) - column;
       const int columns = left < kKeyStep ? left : kKeyStep;
-      const StagedRows out{at(m_.out) + first * m_.v_stride + column, m_.v_stride};
-      transpose_rows<S>(out, width, columns, factor == 0 ? 0 : 1 / factor, at(m_.p));
+      const float* row[kWidth];
+      for (int i = 0; i < kWidth; ++i)
+        row[i] = first + i < rows_ ? reinterpret_cast<const float*>(out.row[first + i]) + column
+                                   : nullptr;
+      transpose_in<S>(row, kWidth, columns, factor == 0 ? 0 : 1 / factor, at(m_.p), kWidth);
       for (int c = 0; c < columns; ++c)
-        for (int lane = 0; lane < width; lane += S::kLanes)
-          S::store(delta + lane, S::multiply_add(S::load(at(m_.p) + c * width + lane),
-                                                 S::load(grad_out + (column + c) * width + lane),
-                                                 S::load(delta + lane)));
+        unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+          const float* from = grad_out + (column + c) * kWidth + j * S::kLanes;
+          sum.v[0][j] = S::multiply_add(S::load(at(m_.p) + c * kWidth + j * S::kLanes),
+                                        S::load(from), sum.v[0][j]);
+        });
     }
+    store(sum, at(m_.delta) + first, kWidth);
   }
 
   /// As many rows at a time as a vector has lanes: one transposition adds up their lanes.
