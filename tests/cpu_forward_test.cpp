@@ -4,6 +4,7 @@
 // cases, sizes around every edge of a tile, values that are not finite, and determinism.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <iostream>
 #include <limits>
 #include <sstream>
@@ -11,6 +12,7 @@
 #include "sdpa/cpu/decode_plan.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/plan.h"
+#include "sdpa/element.h"
 #include "sdpa/reference.h"
 #include "sdpa/threads.h"
 #include "tests/conformance.h"
@@ -128,6 +130,51 @@ TEST(CpuForward, ValuesThatAreNotFiniteReachOnlyRowsThatSeeThem) {
     dropped.name = "dropout";
     dropped.dropout = 0.5;
     expect_confined(dropped, poison);
+  }
+}
+
+/// Scores far above the maximum so far, at several places of a tile and of a block of keys; with a
+/// mask, some rows see their first key there.
+TEST(CpuForward, ScoresThatOutgrowTheMaximum) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16})
+    for (const MaskShape mask : {MaskShape::kNone, MaskShape::kMatrix})
+      for (const double scale : {0.3, -0.3}) {
+        Case spec{.name = "outgrown", .q_len = 70, .kv_len = 400, .qk_dim = 12, .v_dim = 12};
+        spec.dtype = dtype;
+        spec.mask.shape = mask;
+        spec.scale = scale;
+        SCOPED_TRACE(::testing::Message() << static_cast<int>(dtype) << " " << scale);
+        CaseData data(spec, 6);
+        for (const std::int64_t key : {7, 100, 128, 257})
+          fill_rows(data.key.view(), key, key + 1, 20.0 + static_cast<double>(key) / 4);
+        expect_oracle(data);
+      }
+}
+
+/// Scores near either end of what a float holds, after keys that a row does not see: all equal, so
+/// that the output is the mean of the values seen.
+TEST(CpuForward, ExtremeScoresOfRowsThatBeginLate) {
+  constexpr double kMost = std::numeric_limits<float>::max();
+  for (const double score : {-kMost, -0.4 * kMost, 1e32}) {
+    Case spec{.name = "late", .q_len = 50, .kv_len = 300, .qk_dim = 4, .v_dim = 1};
+    spec.mask = {.shape = MaskShape::kMatrix, .dtype = DType::kFloat32};
+    CaseData data(spec, 7);
+    for (std::int64_t row = 0; row < spec.q_len; ++row)
+      for (std::int64_t key = 0; key < spec.kv_len; ++key)
+        write(data.mask.view(), 0, 0, row, key, key < 5 * row ? -kInfinity : score);
+    for (const InstructionSet* set : sets_here()) {
+      data.reset_outputs();
+      set->kernels.forward(data.problem, data.forward_tensors());
+      for (std::int64_t row = 0; row < spec.q_len; ++row) {
+        SCOPED_TRACE(::testing::Message() << set->name << " " << score << " row " << row);
+        double sum = 0;
+        for (std::int64_t key = 5 * row; key < spec.kv_len; ++key)
+          sum += read(data.value.view(), 0, 0, key, 0);
+        const double mean = sum / static_cast<double>(spec.kv_len - 5 * row);
+        EXPECT_NEAR(read(data.out.view(), 0, 0, row, 0), mean, 1e-5);
+        EXPECT_TRUE(std::isfinite(read(data.lse.view(), 0, 0, row, 0)));
+      }
+    }
   }
 }
 

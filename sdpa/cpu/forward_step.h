@@ -9,6 +9,9 @@
 
 namespace sdpa::cpu {
 
+/// What exponentials above a stale maximum may sum up to over a tile of keys.
+constexpr float kLargestStaleSum = 0x1p8f;
+
 /// Whether scores need anything but the product.
 enum class Rules : std::uint8_t { kPlain, kAll };
 
@@ -22,7 +25,7 @@ struct LaneBlock {
   Element* queries = nullptr;  ///< [words of qk_dim][kWidth]
   float* out = nullptr;        ///< [v_dim][kWidth]
   alignas(64) float row_max[kWidth];
-  alignas(64) float base[kWidth];  ///< row_max, or 0 where that is -inf
+  alignas(64) float base[kWidth];  ///< row_max, or the lowest finite float where that is -inf
   alignas(64) float row_sum[kWidth];
   alignas(64) float rescale[kWidth];
 };
@@ -48,6 +51,9 @@ template <class S, typename Element, int Columns, Rules kRules>
 struct ForwardStep {
   static constexpr int kWidth = S::kLanes * S::kColumns;
   static constexpr bool kPairs = kElementsPerWord<Element> == 2;
+  /// Products of pairs lack a factor, which can wait until the maximum is subtracted if there is
+  /// nothing else to do.
+  static constexpr bool kScalesLate = kPairs && kRules == Rules::kPlain;
 
   template <int Rows>
   using ScoreTile = Tile<S, Rows, Columns>;
@@ -76,7 +82,7 @@ struct ForwardStep {
     clear(tile);
     multiply_rows(tile, keys.keys + key * keys.key_stride, keys.key_stride, block.queries, kWidth,
                   words<Element>(context.problem.qk_dim));
-    if constexpr (kPairs) scale_scores(tile);
+    if constexpr (kPairs && !kScalesLate) scale_scores(tile);
     if constexpr (kRules == Rules::kAll) {
       if (context.softcap.cap > 0) apply_softcap(context.softcap, tile);
       if (coverage == Coverage::kPartial) apply_mask(*context.mask, key, tile);
@@ -92,22 +98,32 @@ struct ForwardStep {
     });
   }
 
-  /// Probabilities from scores, their sums, and dropout on what is stored.
+  /// Probabilities from scores, and dropout on what is stored. Returns their sums before that.
   template <int Rows>
-  SDPA_INLINE void exponentiate(int key, ScoreTile<Rows>& tile) {
+  SDPA_INLINE typename S::Vec exponentiate(int key, ScoreTile<Rows>& tile) {
+    auto all = S::zero();
     unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
       const auto base = S::load(block.base + j * S::kLanes);
       auto sum = S::zero();
       unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-        tile.v[i][j] = exp2<S, kPairs ? 3 : 5>(S::sub(tile.v[i][j], base));
+        tile.v[i][j] = exp2<S, kPairs ? 3 : 5>(above(base, tile.v[i][j]));
         sum = S::add(sum, tile.v[i][j]);
       });
       float* total = block.row_sum + j * S::kLanes;
       S::store(total, S::add(S::load(total), sum));
+      all = S::add(all, sum);
     });
     if constexpr (kRules == Rules::kAll)
       if (context.problem.dropout.is_active()) apply_dropout(*context.mask, key, tile);
     store_probabilities(key, tile);
+    return all;
+  }
+
+  SDPA_INLINE typename S::Vec above(typename S::Vec base, typename S::Vec score) const {
+    if constexpr (kScalesLate)
+      return S::multiply_add(score, S::broadcast(context.score_scale), S::sub(S::zero(), base));
+    else
+      return S::sub(score, base);
   }
 
   template <int Rows>
@@ -126,7 +142,8 @@ struct ForwardStep {
     }
   }
 
-  /// False, with row_sum as it was, where a lane's scores have outgrown the maximum.
+  /// False, with row_sum as it was, where a lane's scores have outgrown the maximum, as their
+  /// exponentials show by being large or NaN.
   bool exponentiate_with_stale_maximum() {
     alignas(64) float saved[kWidth];
     __builtin_memcpy(saved, block.row_sum, sizeof saved);
@@ -140,34 +157,39 @@ struct ForwardStep {
         raise_maximum_to(tile);
         __builtin_memcpy(saved, block.row_sum, sizeof saved);
       }
-      fits = !exceeds_slack(tile);
-      if (fits) exponentiate(key, tile);
+      fits = !S::any(S::not_less(exponentiate(key, tile), S::broadcast(kLargestStaleSum)));
     });
+    fits = fits && !has_new_lane();
     if (!fits) __builtin_memcpy(block.row_sum, saved, sizeof saved);
     return fits;
+  }
+
+  /// Whether a lane without a maximum has seen its first key: one with a score so low that its
+  /// exponential is not large even above the lowest float.
+  bool has_new_lane() const {
+    bool any = false;
+    for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes)
+      any |=
+          S::any(S::both(S::greater(S::load(block.row_sum + lane), S::zero()),
+                         S::not_less(S::broadcast(kMinusInfinity), S::load(block.row_max + lane))));
+    return any;
   }
 
   /// The first keys of a block of lanes give it a maximum to begin with.
   template <int Rows>
   SDPA_INLINE void raise_maximum_to(const ScoreTile<Rows>& tile) {
+    const ScoreTile<Rows> scaled = fully_scaled(tile);
     unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
       auto largest = S::load(block.row_max + j * S::kLanes);
-      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { largest = S::max(tile.v[i][j], largest); });
+      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { largest = S::max(scaled.v[i][j], largest); });
       raise_maximum(j, largest);
     });
   }
 
-  /// NaN exceeds nothing: it reaches its own row through the sum.
   template <int Rows>
-  SDPA_INLINE bool exceeds_slack(const ScoreTile<Rows>& tile) {
-    auto excess = S::zero();
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      const auto old = S::load(block.row_max + j * S::kLanes);
-      auto largest = old;
-      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { largest = S::max(tile.v[i][j], largest); });
-      excess = S::max(S::sub(largest, old), excess);
-    });
-    return S::any(S::greater(excess, S::broadcast(kStaleSlack)));
+  SDPA_INLINE ScoreTile<Rows> fully_scaled(ScoreTile<Rows> tile) {
+    if constexpr (kScalesLate) scale_scores(tile);
+    return tile;
   }
 
   void exponentiate_with_new_maximum() {
@@ -178,9 +200,10 @@ struct ForwardStep {
       const int key = static_cast<int>(at);
       ScoreTile<rows> tile;
       compute_scores(key, tile);
+      const ScoreTile<rows> scaled = fully_scaled(tile);
       unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
         unroll<rows>([&](auto i)
-                         SDPA_INLINE_LAMBDA { largest[j] = S::max(tile.v[i][j], largest[j]); });
+                         SDPA_INLINE_LAMBDA { largest[j] = S::max(scaled.v[i][j], largest[j]); });
       });
       store(tile, context.scores + key * kWidth, kWidth);
     });
@@ -196,7 +219,7 @@ struct ForwardStep {
   SDPA_INLINE void raise_maximum(int j, typename S::Vec largest) {
     const int lane = j * S::kLanes;
     const auto old = S::load(block.row_max + lane);
-    const auto base = S::keep(S::greater(largest, S::broadcast(kMinusInfinity)), largest);
+    const auto base = S::max(largest, S::broadcast(kLowest));
     const auto rescale = exp2<S>(S::sub(old, base));
     S::store(block.row_max + lane, largest);
     S::store(block.base + lane, base);

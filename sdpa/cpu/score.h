@@ -31,6 +31,8 @@ namespace sdpa::cpu {
 constexpr int kKeyWords = kKeyBlock / 32;
 constexpr float kMinusInfinity = -__builtin_inff();
 
+constexpr float kLowest = -0x1.fffffep127f;
+
 /// How far scores may exceed a stale maximum, in powers of two.
 constexpr float kStaleSlack = 8;
 
@@ -95,7 +97,7 @@ SDPA_INLINE typename S::Vec load_mask_values(const Element* from, int count) {
 template <class S, typename Element>
 bool read_additive_row(const Element* row, std::int64_t stride, int begin, int end, float* values,
                        std::uint32_t (&bits)[kKeyWords]) {
-  const auto lowest = S::broadcast(-0x1.fffffep127f);
+  const auto lowest = S::broadcast(kLowest);
   std::uint32_t biased = 0;
   for (auto& word : bits) word = 0;
   for (int key = begin - begin % S::kLanes; key < end; key += S::kLanes) {

@@ -62,9 +62,10 @@ SDPA_INLINE constexpr void unroll(Function&& function) {
   unroll_over(std::make_integer_sequence<int, Count>{}, function);
 }
 
-/// 2^t for t < 128; 0 below -126, where the result would be subnormal; NaN stays NaN.
-/// t = n + f with n whole and f in [-1/2, 1/2], and a minimax polynomial for 2^f. Degree 5 has a
-/// relative error of 7.5e-8, degree 3 of 7.5e-5: enough for a probability rounded to 16 bits.
+/// 2^t; huge, infinite or NaN from 128 on; 0 below -126, where the result would be subnormal; NaN
+/// stays NaN. t = n + f with n whole and f in [-1/2, 1/2], and a minimax polynomial for 2^f. Degree
+/// 5 has a relative error of 7.5e-8, degree 3 of 7.5e-5: enough for a probability rounded to 16
+/// bits.
 template <class S, int Degree = 5>
 SDPA_INLINE typename S::Vec exp2(typename S::Vec t) {
   static_assert(Degree == 5 || Degree == 3);

@@ -82,10 +82,11 @@ struct Avx2 {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 
-  /// By adding to the exponent: v and the result are normal.
+  /// For n from -126 on; beyond 127 as if it were 127.
   static SDPA_INLINE Vec scale_by_power(Vec v, Vec n) {
-    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+    const __m256i whole = _mm256_cvtps_epi32(min(broadcast(127.0f), n));
+    const __m256i one = _mm256_castps_si256(broadcast(1.0f));
+    return mul(v, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(whole, 23), one)));
   }
 
   static SDPA_INLINE Mask greater(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }

@@ -119,11 +119,11 @@ struct Vector4 {
     return select(in_range, small - magic, v);
   }
 
-  /// By adding to the exponent: v and the result are normal.
+  /// For n from -126 on; beyond 127 as if it were 127.
   static SDPA_INLINE Vec scale_by_power(Vec v, Vec n) {
-    const Vec bounded = max(broadcast(-1024.0f), min(broadcast(1024.0f), n));
+    const Vec bounded = max(broadcast(-127.0f), min(broadcast(127.0f), n));
     const Words exponent = reinterpret_cast<Words>(__builtin_convertvector(bounded, Mask)) << 23;
-    return reinterpret_cast<Vec>(reinterpret_cast<Words>(v) + exponent);
+    return v * reinterpret_cast<Vec>(exponent + 0x3f800000u);
   }
 
   static SDPA_INLINE Mask greater(Vec a, Vec b) { return a > b; }
