@@ -238,6 +238,7 @@ BiasSummary<S> transpose_mask(const Element* const* rows, int lanes, int begin, 
     for (int lane = 0; lane < ScoreMask<S>::kWidth; lane += kLanes) {
       typename S::Vec block[kLanes];
       unroll<kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
+        if (lane + i < lanes) __builtin_prefetch(rows[lane + i] + key + kLanes);  // its next keys
         if (lane + i >= lanes)
           block[i] = S::zero();
         else if (width == kLanes)
