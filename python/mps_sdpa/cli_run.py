@@ -9,6 +9,7 @@ propagates to the interpreter, which alone decides how the process ends.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import json
@@ -114,17 +115,23 @@ def _without_our_frames(hook: Hook) -> Hook:
 def _print_statistics() -> None:
     import mps_sdpa
 
-    sys.stdout.flush()
-    print(_statistics("attention calls", mps_sdpa.get_call_stats()), file=sys.stderr)
-    print(_statistics("attention fallbacks", mps_sdpa.get_fallback_stats()), file=sys.stderr)
+    _say(_statistics("attention calls", mps_sdpa.get_call_stats()))
+    _say(_statistics("attention fallbacks", mps_sdpa.get_fallback_stats()))
 
 
 def _print_json() -> None:
     import mps_sdpa
 
-    sys.stdout.flush()
     found = {"calls": mps_sdpa.get_call_stats(), "fallbacks": mps_sdpa.get_fallback_stats()}
-    print(json.dumps(found), file=sys.stderr)
+    _say(json.dumps(found))
+
+
+def _say(line: str) -> None:
+    """On stderr, below what the program has printed; either may have been closed by it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{line}\n")
 
 
 def _statistics(title: str, counts: dict[str, int]) -> str:

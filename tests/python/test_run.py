@@ -112,3 +112,17 @@ def test_an_interrupt_reaches_the_program(tmp_path: Path) -> None:
     )
     done = run(tmp_path, script(tmp_path, text))
     assert (done.returncode, done.stdout) == (0, "caught\n")
+
+
+@pytest.mark.parametrize("end", ["sys.stdout.close()", "sys.stdout = None"])
+def test_statistics_are_printed_whatever_the_program_does_with_its_output(
+    end: str, tmp_path: Path
+) -> None:
+    done = run(tmp_path, script(tmp_path, f"import sys\nprint('said')\n{end}\n"))
+    assert (done.returncode, done.stdout) == (0, "said\n")
+    assert done.stderr == ("mps-sdpa: attention calls: none\nmps-sdpa: attention fallbacks: none\n")
+
+
+def test_a_closed_stderr_is_no_fault(tmp_path: Path) -> None:
+    done = run(tmp_path, script(tmp_path, "import sys\nprint('said')\nsys.stderr.close()\n"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "said\n", "")
