@@ -5,6 +5,7 @@ called."""
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -51,9 +52,19 @@ class LazyGroup(click.Group):
     "fish_source). `mps-sdpa COMMAND --help` shows each command's flags and examples.",
 )
 @click.version_option(package_name="mps-sdpa", prog_name="mps-sdpa")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Fused attention for PyTorch: inspect, check and time it."""
+    if context.invoked_subcommand != "run":  # whose output is the program's own
+        _replace_what_cannot_be_shown()
     _check_environment()
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """On a terminal without Unicode a question mark stands for a character, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _check_environment() -> None:

@@ -8,8 +8,11 @@ import html
 import html.parser
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -205,6 +208,15 @@ def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = tmp_path / "report.html"
     assert run(capsys, "report", saved, saved, "--out", out) == (0, "")
     assert "result.json" in read(out.read_text()).text
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_error(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r\u00e9sum\u00e9.html"
+    words = [sys.executable, "-m", "mps_sdpa", "report", str(saved), "--out", str(out)]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, env=ascii_only, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"wrote {tmp_path}/r?sum?.html\n" and out.exists()
 
 
 def test_command_as_json(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
