@@ -226,11 +226,14 @@ nb::object backward_saved(nb::handle ctx, nb::handle grad_out) {
 
 /// backward_saved as a method of the node, which autograd calls with the gradients of all results:
 /// a plain function of C, since a frame of Python's costs more than the attention of 4 x 4.
-PyObject* apply_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+PyObject* apply_backward(PyObject* ctx, PyObject* const* gradients, Py_ssize_t count) {
   try {
-    const nb::object found = backward_saved(arguments[0], arguments[1]);
-    if (!found.is_none()) return nb::object(found).release().ptr();
-    return PyObject_Vectorcall(ask.backward, arguments, static_cast<std::size_t>(count), nullptr);
+    if (nb::object found = backward_saved(ctx, gradients[0]); !found.is_none())
+      return found.release().ptr();
+    nb::list arguments;
+    arguments.append(nb::handle(ctx));
+    for (Py_ssize_t n = 0; n < count; ++n) arguments.append(nb::handle(gradients[n]));
+    return PyObject_CallObject(ask.backward, nb::tuple(arguments).ptr());
   } catch (nb::python_error& error) {
     error.restore();
   } catch (const std::exception& error) {
@@ -239,12 +242,12 @@ PyObject* apply_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count
   return nullptr;
 }
 
+/// A method of any object, which the stable interface of Python offers for types only.
 nb::object backward_method() {
   static PyMethodDef definition{
       "apply", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&apply_backward)),
       METH_FASTCALL, nullptr};
-  const nb::object function = checked(PyCFunction_New(&definition, nullptr));
-  return checked(PyInstanceMethod_New(function.ptr()));
+  return checked(PyDescr_NewMethod(&PyBaseObject_Type, &definition));
 }
 
 }  // namespace
