@@ -227,6 +227,10 @@ nb::object backward_saved(nb::handle ctx, nb::handle grad_out) {
 /// backward_saved as a method of the node, which autograd calls with the gradients of all results:
 /// a plain function of C, since a frame of Python's costs more than the attention of 4 x 4.
 PyObject* apply_backward(PyObject* ctx, PyObject* const* gradients, Py_ssize_t count) {
+  if (count < 1) {
+    PyErr_SetString(PyExc_TypeError, "backward_saved() needs grad_out, the output's gradient");
+    return nullptr;
+  }
   try {
     if (nb::object found = backward_saved(ctx, gradients[0]); !found.is_none())
       return found.release().ptr();

@@ -13,7 +13,7 @@ from test_sdpa import SHAPES, STRIDES
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mps_sdpa import attention, composite, sdpa_opt
+from mps_sdpa import _core, attention, composite, sdpa_opt
 from mps_sdpa.settings import Causal, Settings
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -230,3 +230,9 @@ def test_lazily_negated_gradient_of_the_output() -> None:
     found = torch.autograd.grad(sdpa_opt(*inputs), inputs, grad_out)
     expected = torch.autograd.grad(sdpa_opt(*inputs), inputs, grad_out.resolve_neg())
     assert all(map(torch.equal, found, expected))
+
+
+def test_node_without_a_gradient_is_an_error() -> None:
+    out = sdpa_opt(*leaves([torch.ones(1, 1, 2, 4)] * 3))
+    with pytest.raises(TypeError, match="needs grad_out"):
+        _core.backward_saved(out.grad_fn)
