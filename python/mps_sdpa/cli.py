@@ -4,8 +4,10 @@ called."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -83,10 +85,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command. What a user can mistype ends in one line and exit code 2."""
     try:
         result = group.main(arguments, prog_name="mps-sdpa", standalone_mode=False)
+        if sys.stdout is not None and not callable(result):
+            sys.stdout.flush()
     except click.ClickException as error:
         print(f"Error: {error.format_message()}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk, or whatever stdout leads to
+        _abandon_output()
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
     except click.Abort:
@@ -94,6 +99,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(130)
     # `run` hands back the program to execute, so that nothing of click is around it.
     sys.exit(_execute(result) if callable(result) else result or 0)
+
+
+def _abandon_output() -> None:
+    """What could not be written is not tried again when the process ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _execute(program: Callable[[], Any]) -> int:
