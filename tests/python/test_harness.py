@@ -283,6 +283,15 @@ def test_scarce_memory_and_load_are_noted(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
+def test_memory_that_is_scarce_meanwhile_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    gigabytes = iter([8, 8, 1, 8])
+    memory = type("Memory", (), {"available": property(lambda _: next(gigabytes) * 2**30)})
+    monkeypatch.setattr(environment.psutil, "virtual_memory", memory)
+    with environment.Watch() as watch:
+        timing.paired(lambda: None, lambda: None, pairs=2, between=watch.look)
+    assert watch.notes() == ["only 1.0 GB of memory is free"]
+
+
 # --- memory ---
 
 

@@ -95,7 +95,9 @@ def measure(case: Case, plan: Plan, peaks: Peaks) -> Row:
     runs = [calls.train_call(f, inputs) if plan.train else no_grad(f) for f in forwards]
     synchronize = synchronizer(plan.device)
     with Watch() as watch:
-        timed = paired(*runs, pairs=plan.pairs, synchronize=synchronize, seed=plan.seed)
+        timed = paired(
+            *runs, pairs=plan.pairs, synchronize=synchronize, between=watch.look, seed=plan.seed
+        )
     candidate_bytes, baseline_bytes = (peak_bytes(run, plan.device) for run in runs)
     row = _row(case, plan, peaks, timed, candidate_bytes, baseline_bytes)
     row.notes += watch.notes()

@@ -55,10 +55,16 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._start, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+        self._least_free = _free_bytes()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.look()
         self.others = self._others()
+
+    def look(self) -> None:
+        """At the memory that is free now."""
+        self._least_free = min(self._least_free, _free_bytes())
 
     def _others(self) -> float:
         elapsed = time.monotonic() - self._start
@@ -69,7 +75,7 @@ class Watch:
 
     def notes(self) -> list[str]:
         """What may have disturbed a measurement meanwhile."""
-        found = [*memory_notes(), *thermal_notes()]
+        found = [*memory_notes(self._least_free), *thermal_notes()]
         if self.others > _BUSY:
             found.append(f"other programs used {self.others:.0%} of the CPU")
         return found
@@ -87,15 +93,18 @@ def _own_seconds() -> float:
 
 def load_notes() -> list[str]:
     """What may disturb a measurement that starts now."""
-    found = [*memory_notes(), *thermal_notes()]
+    found = [*memory_notes(_free_bytes()), *thermal_notes()]
     cores = os.cpu_count() or 1
     if (load := os.getloadavg()[0]) > 0.5 * cores:
         found.append(f"the load average is {load:.1f} on {cores} cores")
     return found
 
 
-def memory_notes() -> list[str]:
-    free = psutil.virtual_memory().available
+def _free_bytes() -> int:
+    return int(psutil.virtual_memory().available)
+
+
+def memory_notes(free: int) -> list[str]:
     return [] if free >= _SCARCE_BYTES else [f"only {free / 2**30:.1f} GB of memory is free"]
 
 

@@ -126,15 +126,20 @@ def paired(
     budget: float = 5.0,
     warm_up_limit: float = _WARM_UP_SECONDS,
     synchronize: Call = lambda: None,
+    between: Call = lambda: None,
     seed: int = 0,
 ) -> Paired:
-    """Times both calls in pairs: as many as asked for, or what fits the budget (5 to 31)."""
+    """Times both calls in pairs: as many as asked for, or what fits the budget (5 to 31).
+
+    `between` is called before each pair, untimed.
+    """
     times = rounds(
         (candidate, baseline),
         count=pairs,
         budget=budget,
         warm_up_limit=warm_up_limit,
         synchronize=synchronize,
+        between=between,
         seed=seed,
     )
     return Paired(candidate=times[:, 0].copy(), baseline=times[:, 1].copy())
@@ -147,6 +152,7 @@ def rounds(
     budget: float = 5.0,
     warm_up_limit: float = _WARM_UP_SECONDS,
     synchronize: Call = lambda: None,
+    between: Call = lambda: None,
     seed: int = 0,
 ) -> Floats:
     """The seconds of every call as [round, call], in an order drawn anew for each round."""
@@ -156,6 +162,7 @@ def rounds(
     count = count or min(31, max(5, round(budget / round_seconds)))
     times, generator = np.empty((count, len(calls))), np.random.default_rng(seed)
     for row in times:
+        between()
         for which in generator.permutation(len(calls)):
             row[which] = seconds(calls[which], repeats[which], synchronize)
     return times
