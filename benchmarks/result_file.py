@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from mps_sdpa import crossovers
 from mps_sdpa.harness.timing import Interval, weighted_geomean
 
 Row = dict[str, Any]
 
-#: A ratio below this, and beyond doubt below 1, is slower.
-_NOT_SLOWER = 0.97
 #: The baselines that are torch's own: its function, or its operators where that lacks something.
 _TORCHS = ("torch", "composite")
 
@@ -79,7 +78,7 @@ def is_slower(row: Row) -> bool:
     """Whether it was measured to be slower than torch by more than 3 %; an interval that spans 1
     says nothing."""
     ratio = row["ratio"]
-    return row["baseline"] in _TORCHS and ratio["value"] < _NOT_SLOWER and ratio["high"] < 1
+    return row["baseline"] in _TORCHS and crossovers.is_slower(ratio["value"], ratio["high"])
 
 
 def verdicts(rows: Iterable[Row]) -> list[str]:
@@ -177,8 +176,7 @@ def summary(document: Row) -> list[str]:
         lines.append(
             f"Realistic suite, {mean['which']}, {mean['threads']} threads, back end "
             f"{mean['backend']}, {mean['cases']} cases: "
-            f"weighted geometric mean {ratio['value']:.2f} "
-            f"[{ratio['low']:.2f}, {ratio['high']:.2f}] times torch."
+            f"weighted geometric mean {_interval(ratio)} times torch."
         )
     lines += verdicts(document["rows"])
     lines += [

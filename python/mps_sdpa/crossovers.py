@@ -22,6 +22,7 @@ __all__ = [
     "class_of",
     "crossovers",
     "everywhere",
+    "is_slower",
     "ladder",
 ]
 
@@ -44,6 +45,11 @@ Ladder = dict[str, float]
 Thresholds = dict[str, dict[str, dict[int, Ladder]]]
 
 
+def is_slower(speedup: float, high: float) -> bool:
+    """Whether torch's time over ours, with its interval up to `high`, says that torch is faster."""
+    return speedup < _NOT_SLOWER and high < 1
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """One measurement: torch's time over a back end's for this amount of work, the median of some
@@ -60,8 +66,7 @@ class Point:
 
     @property
     def is_slower(self) -> bool:
-        """Than torch's own function."""
-        return self.speedup < _NOT_SLOWER and self.high < 1
+        return is_slower(self.speedup, self.high)
 
     def is_slower_than(self, other: Point) -> bool:
         return self.speedup < _NOT_SLOWER * other.speedup and self.high < other.low
