@@ -293,16 +293,12 @@ TensorRows head_rows(const TensorView& view, std::int64_t batch, std::int64_t he
 TensorRows group_rows(const TensorView& view, const Problem& s, std::int64_t batch,
                       std::int64_t kv_head, std::int64_t first, std::int64_t count) {
   TensorRows rows = no_rows(view, count);
-  const std::int64_t group = s.group(), size = size_bytes(view.dtype);
-  const std::int64_t head_stride = size * view.strides[1], stride = size * view.strides[2];
-  std::int64_t head = first % group;
-  char* query = head_address(view, batch, kv_head * group) + first / group * stride;
-  for (int i = 0; i < rows.rows; ++i) {
-    rows.row[i] = query + head * head_stride;
-    if (++head < group) continue;
-    head = 0;
-    query += stride;
-  }
+  const std::int64_t size = size_bytes(view.dtype);
+  const std::int64_t head = size * view.strides[1], query = size * view.strides[2];
+  char* const group = head_address(view, batch, kv_head * s.group());
+  RowCursor at(s.group(), first);
+  for (int i = 0; i < rows.rows; ++i, at.advance())
+    rows.row[i] = group + at.head * head + at.query * query;
   return rows;
 }
 
