@@ -32,7 +32,7 @@ EXCEPTIONS = {
     "make test": "it is what runs this test",
     "make test-python": "it is what runs this test",
     "make test-arm": "make test runs it",
-    "make lint": "it downloads the tools that pre-commit asks for",
+    "make lint": "it installs tools of its own",
     "make asan": "CI runs it after make test; it builds everything once more",
     "make tsan": "it builds everything once more",
     "make macos": "make test runs it after this test",
