@@ -332,9 +332,10 @@ class AmxForward {
                                  S::sub(S::zero(), block.row_max[j]), S::zero());
       Vec sum = block.row_sum[j];
       for (int row = 0; row < kAmxBlock; row += 2) {
-        Vec even = exp2<S, 3>(S::multiply_add(S::load(m.scores[row] + j * S::kLanes), unit, seen));
-        Vec odd =
-            exp2<S, 3>(S::multiply_add(S::load(m.scores[row + 1] + j * S::kLanes), unit, seen));
+        Vec even = exp2<S, Rounding::kTo16Bits>(
+            S::multiply_add(S::load(m.scores[row] + j * S::kLanes), unit, seen));
+        Vec odd = exp2<S, Rounding::kTo16Bits>(
+            S::multiply_add(S::load(m.scores[row + 1] + j * S::kLanes), unit, seen));
         sum = S::add(sum, S::add(even, odd));
         if (drops) {
           even = S::keep(sees<S>(m.mask.kept, first + row, j), even);

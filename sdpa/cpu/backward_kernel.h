@@ -242,7 +242,8 @@ class BackwardKernel {
       }
       if (panel.coverage == Coverage::kPartial) apply_mask(panel.mask, step_ + key, tile);
       for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
-        x = exp2<S, kPairs ? 3 : 5>(S::sub(x, S::load(lse + j * S::kLanes)));
+        x = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(
+            S::sub(x, S::load(lse + j * S::kLanes)));
       });
       if (unit_.has_nan_row() && panel.coverage == Coverage::kPartial)
         keep_visible(panel.mask, step_ + key, tile);

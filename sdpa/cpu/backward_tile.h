@@ -10,6 +10,7 @@
 // of bfloat16 (tile.h); depth and steps count Elements.
 #include <cstdint>
 
+#include "sdpa/cpu/beside.h"
 #include "sdpa/cpu/stage.h"
 #include "sdpa/cpu/tile.h"
 
@@ -91,17 +92,6 @@ void accumulate_visible(const Accumulation<Element>& a) {
             weight * element_at(a.x[n / kParts * a.stride + d], static_cast<int>(n % kParts));
     }
 }
-
-/// Operands of `multiply`: keys [first_key, last_key) of A against one panel of lanes.
-template <typename Element>
-struct Product {
-  const Element* a;
-  std::int64_t a_stride;
-  const Element* b;  ///< [depth][b_stride], at the panel's first lane
-  std::int64_t b_stride;
-  std::int64_t depth;
-  int first_key, last_key;
-};
 
 /// T = A B^T for a panel of Columns vectors. Each register tile is handed to `finish(tile, key)`.
 template <class S, int Columns, typename Element, class Finish>

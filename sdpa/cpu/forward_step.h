@@ -4,13 +4,14 @@
 // One step of the forward pass: one block of lanes meets one range of keys. The algorithm and its
 // reasons are at the top of forward.h.
 
+#include "sdpa/cpu/beside.h"
 #include "sdpa/cpu/score.h"
 #include "sdpa/cpu/stage.h"
 
 namespace sdpa::cpu {
 
-/// What exponentials above a stale maximum may sum up to over a tile of keys.
-constexpr float kLargestStaleSum = 0x1p8f;
+/// What the exponentials of a range of keys above a stale maximum may sum up to.
+constexpr float kLargestStaleSum = 0x1p12f;
 
 /// Whether scores need anything but the product.
 enum class Rules : std::uint8_t { kPlain, kAll };
@@ -41,7 +42,7 @@ struct ForwardContext {
   float score_scale = 1;  ///< what the product still has to be multiplied by
   KeyBlock<Element> keys;
   ScoreMask<S>* mask = nullptr;
-  float* scores = nullptr;           ///< [kKeyBlock][kWidth]
+  float* scores = nullptr;           ///< [kKeyBlock][kWidth], before anything but the product
   Element* probabilities = nullptr;  ///< [words of kKeyBlock][kWidth]
   Ahead ahead;
 };
@@ -75,145 +76,156 @@ struct ForwardStep {
   }
 
  private:
-  template <int Rows>
-  SDPA_INLINE void compute_scores(int key, ScoreTile<Rows>& tile) {
-    const auto& keys = context.keys;
-    context.ahead.ask();
-    clear(tile);
-    multiply_rows(tile, keys.keys + key * keys.key_stride, keys.key_stride, block.queries, kWidth,
-                  words<Element>(context.problem.qk_dim));
-    if constexpr (kPairs && !kScalesLate) scale_scores(tile);
-    if constexpr (kRules == Rules::kAll) {
-      if (context.softcap.cap > 0) apply_softcap(context.softcap, tile);
-      if (coverage == Coverage::kPartial) apply_mask(*context.mask, key, tile);
+  /// Sums of one range of keys. They count once nothing is to be computed again.
+  using LaneSums = float[kWidth];
+
+  /// What makes probabilities of the products of keys and queries: see beside.h.
+  struct Exponentials {
+    static constexpr int kAtOnce = kPairs ? 2 : 1;
+
+    ForwardStep& step;
+    LaneSums& sums;
+    /// Of the current column: the maximum, negative where `above` wants it so, the sum so far, and
+    /// where the next probabilities go.
+    typename S::Vec base = S::zero(), sum = S::zero();
+    Element* to = nullptr;
+
+    SDPA_INLINE void arrive(int key, int rows) {
+      if (!step.block.is_started && key == step.begin) step.raise_maximum_to(key, rows);
+      step.context.ahead.ask();
     }
-  }
 
-  template <int Rows>
-  SDPA_INLINE void scale_scores(ScoreTile<Rows>& tile) {
-    const auto scale = S::broadcast(context.score_scale);
-    unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-      unroll<Columns>([&](auto j)
-                          SDPA_INLINE_LAMBDA { tile.v[i][j] = S::mul(tile.v[i][j], scale); });
-    });
-  }
+    SDPA_INLINE void begin(int key, int j) {
+      base = S::load(step.block.base + j * S::kLanes);
+      if constexpr (kScalesLate) base = S::sub(S::zero(), base);
+      sum = S::zero();
+      to = step.context.probabilities + key / kElementsPerWord<Element> * kWidth + j * S::kLanes;
+    }
 
-  /// Probabilities from scores, and dropout on what is stored. Returns their sums before that.
-  template <int Rows>
-  SDPA_INLINE typename S::Vec exponentiate(int key, ScoreTile<Rows>& tile) {
-    auto all = S::zero();
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      const auto base = S::load(block.base + j * S::kLanes);
-      auto sum = S::zero();
-      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-        tile.v[i][j] = exp2<S, kPairs ? 3 : 5>(above(base, tile.v[i][j]));
-        sum = S::add(sum, tile.v[i][j]);
+    template <int Count>
+    SDPA_INLINE void finish(int key, int j, typename S::Vec (&scores)[Count]) {
+      unroll<Count>([&](auto i) SDPA_INLINE_LAMBDA {
+        auto p = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(
+            above(step.score(key + i, j, scores[i])));
+        sum = S::add(sum, p);
+        if (step.is_dropping()) p = S::keep(sees<S>(step.context.mask->kept, key + i, j), p);
+        scores[i] = p;
       });
-      float* total = block.row_sum + j * S::kLanes;
+      if constexpr (kPairs)
+        S::store(to, S::pack_pairs(scores[0], Count > 1 ? scores[Count - 1] : S::zero()));
+      else
+        S::store(to, scores[0]);
+      to += kWidth;
+    }
+
+    SDPA_INLINE typename S::Vec above(typename S::Vec score) const {
+      if constexpr (kScalesLate)
+        return S::multiply_add(score, S::broadcast(step.context.score_scale), base);
+      else
+        return S::sub(score, base);
+    }
+
+    SDPA_INLINE void end(int j) {
+      float* total = sums + j * S::kLanes;
       S::store(total, S::add(S::load(total), sum));
-      all = S::add(all, sum);
-    });
-    if constexpr (kRules == Rules::kAll)
-      if (context.problem.dropout.is_active()) apply_dropout(*context.mask, key, tile);
-    store_probabilities(key, tile);
-    return all;
-  }
-
-  SDPA_INLINE typename S::Vec above(typename S::Vec base, typename S::Vec score) const {
-    if constexpr (kScalesLate)
-      return S::multiply_add(score, S::broadcast(context.score_scale), S::sub(S::zero(), base));
-    else
-      return S::sub(score, base);
-  }
-
-  template <int Rows>
-  SDPA_INLINE void store_probabilities(int key, const ScoreTile<Rows>& tile) {
-    Element* to = context.probabilities + key / kElementsPerWord<Element> * kWidth;
-    if constexpr (!kPairs) {
-      store(tile, to, kWidth);
-    } else {
-      unroll<(Rows + 1) / 2>([&](auto i) SDPA_INLINE_LAMBDA {
-        unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-          auto odd = S::zero();
-          if constexpr (2 * i + 1 < Rows) odd = tile.v[2 * i + 1][j];
-          S::store(to + i * kWidth + j * S::kLanes, S::pack_pairs(tile.v[2 * i][j], odd));
-        });
-      });
     }
+  };
+
+  Product<Element> product() const {
+    const auto& keys = context.keys;
+    return {keys.keys,
+            keys.key_stride,
+            block.queries,
+            kWidth,
+            words<Element>(context.problem.qk_dim),
+            begin,
+            end};
+  }
+
+  /// A score from its product, but for the factor that `above` is late with.
+  SDPA_INLINE typename S::Vec score(int key, int j, typename S::Vec x) const {
+    if constexpr (kPairs && !kScalesLate) x = S::mul(x, S::broadcast(context.score_scale));
+    if constexpr (kRules == Rules::kAll) {
+      if (context.softcap.cap > 0) x = cap_score<S>(context.softcap, x);
+      if (coverage == Coverage::kPartial) x = mask_score(*context.mask, key, j, x);
+    }
+    return x;
   }
 
   /// False, with row_sum as it was, where a lane's scores have outgrown the maximum, as their
   /// exponentials show by being large or NaN.
   bool exponentiate_with_stale_maximum() {
-    alignas(64) float saved[kWidth];
-    __builtin_memcpy(saved, block.row_sum, sizeof saved);
-    bool fits = true;
-    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t at) SDPA_INLINE_LAMBDA {
-      if (!fits) return;
-      const int key = static_cast<int>(at);
-      ScoreTile<rows> tile;
-      compute_scores(key, tile);
-      if (!block.is_started && key == begin) {
-        raise_maximum_to(tile);
-        __builtin_memcpy(saved, block.row_sum, sizeof saved);
-      }
-      fits = !S::any(S::not_less(exponentiate(key, tile), S::broadcast(kLargestStaleSum)));
-    });
-    fits = fits && !has_new_lane();
-    if (!fits) __builtin_memcpy(block.row_sum, saved, sizeof saved);
-    return fits;
+    alignas(64) LaneSums sums = {};
+    multiply_and_finish<S, Columns>(product(), context.scores, kWidth, Exponentials{*this, sums});
+    if (is_stale(sums)) return false;
+    add_to_row_sum(sums);
+    return true;
   }
 
-  /// Whether a lane without a maximum has seen its first key: one with a score so low that its
-  /// exponential is not large even above the lowest float.
-  bool has_new_lane() const {
+  /// Whether a sum is large or NaN, or a lane without a maximum has seen its first key: one with a
+  /// score so low that its exponential is not large even above the lowest float.
+  bool is_stale(const LaneSums& sums) const {
     bool any = false;
-    for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes)
-      any |=
-          S::any(S::both(S::greater(S::load(block.row_sum + lane), S::zero()),
-                         S::not_less(S::broadcast(kMinusInfinity), S::load(block.row_max + lane))));
+    for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes) {
+      const auto sum = S::load(sums + lane), largest = S::load(block.row_max + lane);
+      any |= S::any(S::not_less(sum, S::broadcast(kLargestStaleSum)));
+      any |= S::any(
+          S::both(S::greater(sum, S::zero()), S::not_less(S::broadcast(kMinusInfinity), largest)));
+    }
     return any;
   }
 
+  void add_to_row_sum(const LaneSums& sums) {
+    for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes)
+      S::store(block.row_sum + lane, S::add(S::load(block.row_sum + lane), S::load(sums + lane)));
+  }
+
   /// The first keys of a block of lanes give it a maximum to begin with.
-  template <int Rows>
-  SDPA_INLINE void raise_maximum_to(const ScoreTile<Rows>& tile) {
-    const ScoreTile<Rows> scaled = fully_scaled(tile);
+  void raise_maximum_to(int key, int rows) {
     unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      auto largest = S::load(block.row_max + j * S::kLanes);
-      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { largest = S::max(scaled.v[i][j], largest); });
-      raise_maximum(j, largest);
+      raise_maximum(j, largest_score(key, j, context.scores, rows));
     });
   }
 
-  template <int Rows>
-  SDPA_INLINE ScoreTile<Rows> fully_scaled(ScoreTile<Rows> tile) {
-    if constexpr (kScalesLate) scale_scores(tile);
-    return tile;
+  /// Of `rows` keys from `key` on, whose products are given, and of row_max.
+  SDPA_INLINE typename S::Vec largest_score(int key, int j, const float* products, int rows) const {
+    auto largest = S::load(block.row_max + j * S::kLanes);
+    for (int i = 0; i < rows; ++i) {
+      auto x = score(key + i, j, S::load(products + i * kWidth + j * S::kLanes));
+      if constexpr (kScalesLate) x = S::mul(x, S::broadcast(context.score_scale));
+      largest = S::max(x, largest);
+    }
+    return largest;
   }
 
   void exponentiate_with_new_maximum() {
-    typename S::Vec largest[Columns];
-    unroll<Columns>(
-        [&](auto j) SDPA_INLINE_LAMBDA { largest[j] = S::load(block.row_max + j * S::kLanes); });
-    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t at) SDPA_INLINE_LAMBDA {
-      const int key = static_cast<int>(at);
-      ScoreTile<rows> tile;
-      compute_scores(key, tile);
-      const ScoreTile<rows> scaled = fully_scaled(tile);
-      unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-        unroll<rows>([&](auto i)
-                         SDPA_INLINE_LAMBDA { largest[j] = S::max(scaled.v[i][j], largest[j]); });
-      });
+    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t key) SDPA_INLINE_LAMBDA {
+      const Product<Element> m = product();
+      Tile<S, rows, Columns> tile;
+      clear(tile);
+      multiply_rows(tile, m.a + key * m.a_stride, m.a_stride, m.b, m.b_stride, m.depth);
       store(tile, context.scores + key * kWidth, kWidth);
     });
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { raise_maximum(j, largest[j]); });
-    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t at) SDPA_INLINE_LAMBDA {
-      const int key = static_cast<int>(at);
-      ScoreTile<rows> tile;
-      load(tile, context.scores + key * kWidth, kWidth);
-      exponentiate(key, tile);
+    alignas(64) LaneSums sums = {};
+    Exponentials finish{*this, sums};
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      raise_maximum(j, largest_score(begin, j, context.scores + begin * kWidth, end - begin));
+      exponentiate_column(finish, j);
     });
+    add_to_row_sum(sums);
+  }
+
+  void exponentiate_column(Exponentials& finish, int j) {
+    finish.begin(begin, j);
+    for_row_pieces<Exponentials::kAtOnce>(
+        begin, end, [&](auto count, std::int64_t key) SDPA_INLINE_LAMBDA {
+          typename S::Vec scores[count];
+          unroll<count>([&](auto i) SDPA_INLINE_LAMBDA {
+            scores[i] = S::load(context.scores + (key + i) * kWidth + j * S::kLanes);
+          });
+          finish.finish(static_cast<int>(key), j, scores);
+        });
+    finish.end(j);
   }
 
   SDPA_INLINE void raise_maximum(int j, typename S::Vec largest) {

@@ -390,16 +390,22 @@ SDPA_INLINE typename S::Mask sees(const std::uint32_t (&words)[kKeyWords][ScoreM
                  S::broadcast_word(1u << (key & 31)));
 }
 
+/// The score of `key` of the block for the lanes of column j, with its bias, or -inf.
+template <class S>
+SDPA_INLINE typename S::Vec mask_score(const ScoreMask<S>& mask, int key, int j,
+                                       typename S::Vec score) {
+  if (mask.is_biased) score = S::add(score, S::load(mask.bias[key] + j * S::kLanes));
+  if (mask.hides)
+    score = S::select(sees<S>(mask.visible, key, j), score, S::broadcast(kMinusInfinity));
+  return score;
+}
+
 /// `key` is the tile's first key within the block.
 template <class S, int Rows, int Columns>
 SDPA_INLINE void apply_mask(const ScoreMask<S>& mask, int key, Tile<S, Rows, Columns>& tile) {
-  const auto hidden = S::broadcast(kMinusInfinity);
   unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
     unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      auto score = tile.v[i][j];
-      if (mask.is_biased) score = S::add(score, S::load(mask.bias[key + i] + j * S::kLanes));
-      if (mask.hides) score = S::select(sees<S>(mask.visible, key + i, j), score, hidden);
-      tile.v[i][j] = score;
+      tile.v[i][j] = mask_score(mask, key + i, j, tile.v[i][j]);
     });
   });
 }

@@ -15,6 +15,7 @@
 //   Vec, Words, Mask      registers; a Mask is a predicate a lane
 //   kLanes                floats in a Vec
 //   kRows, kColumns       the register tile: kRows broadcast rows times kColumns vectors of lanes
+//   kLooksUpPowers        whether power_of_32nds, beyond_32nds and limit exist
 //   kHasBFloat16Dot       whether Pairs exist: multiply_add(Pairs, Pairs, Vec), pack_pairs and
 //                         load_pairs load_pairs_part store_rounded interleave
 //                         order_as_interleaved order_as_columns
@@ -62,17 +63,32 @@ SDPA_INLINE constexpr void unroll(Function&& function) {
   unroll_over(std::make_integer_sequence<int, Count>{}, function);
 }
 
-/// 2^t; huge, infinite or NaN from 128 on; 0 below -126, where the result would be subnormal; NaN
-/// stays NaN. t = n + f with n whole and f in [-1/2, 1/2], and a minimax polynomial for 2^f. Degree
-/// 5 has a relative error of 7.5e-8, degree 3 of 7.5e-5: enough for a probability rounded to 16
-/// bits.
-template <class S, int Degree = 5>
-SDPA_INLINE typename S::Vec exp2(typename S::Vec t) {
-  static_assert(Degree == 5 || Degree == 3);
+/// What a probability is kept as.
+enum class Rounding : std::uint8_t { kFloat, kTo16Bits };
+
+/// 2^t = 2^n 2^r with n the nearest multiple of 1/32, whose power is looked up, and a minimax
+/// polynomial for 2^r that is exact at 0: relative error 5.3e-8, or 5.9e-5 with one term. A vector
+/// takes the multipliers for three operations where the polynomial alone takes them for seven.
+template <class S, Rounding kRounding>
+SDPA_INLINE typename S::Vec exp2_by_table(typename S::Vec t) {
+  const auto power = S::power_of_32nds(S::limit(t, S::broadcast(127.0f)));
+  const auto r = S::beyond_32nds(t);
+  auto rise = S::broadcast(0.69315733f);
+  if constexpr (kRounding == Rounding::kFloat)
+    rise = S::multiply_add(r, S::broadcast(0.2402265f), rise);
+  else
+    rise = S::broadcast(0.69312008f);
+  return S::multiply_add(power, S::mul(rise, r), power);
+}
+
+/// 2^t = 2^n 2^f with n whole and f in [-1/2, 1/2], and a minimax polynomial for 2^f: relative
+/// error 7.5e-8 for degree 5, 7.5e-5 for degree 3.
+template <class S, Rounding kRounding>
+SDPA_INLINE typename S::Vec exp2_by_polynomial(typename S::Vec t) {
   const auto n = S::round(t);
   const auto f = S::sub(t, n);
   typename S::Vec p;
-  if constexpr (Degree == 5) {
+  if constexpr (kRounding == Rounding::kFloat) {
     p = S::multiply_add(S::broadcast(0.0013276472f), f, S::broadcast(0.00967554133f));
     p = S::multiply_add(p, f, S::broadcast(0.0555071327f));
     p = S::multiply_add(p, f, S::broadcast(0.240221197f));
@@ -84,6 +100,16 @@ SDPA_INLINE typename S::Vec exp2(typename S::Vec t) {
     p = S::multiply_add(p, f, S::broadcast(0.999928074f));
   }
   return S::keep(S::not_less(t, S::broadcast(-126.0f)), S::scale_by_power(p, n));
+}
+
+/// 2^t; huge, infinite or NaN from 127 on; less than 2^-126, mostly 0, where the result would be
+/// subnormal, and 0 at -infinity; NaN stays NaN.
+template <class S, Rounding kRounding = Rounding::kFloat>
+SDPA_INLINE typename S::Vec exp2(typename S::Vec t) {
+  if constexpr (S::kLooksUpPowers)
+    return exp2_by_table<S, kRounding>(t);
+  else
+    return exp2_by_polynomial<S, kRounding>(t);
 }
 
 /// tanh(x) = (e - 1) / (e + 1) with e = 2^(2 x log2 e), by way of e - 1 so that small x lose

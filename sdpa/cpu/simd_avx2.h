@@ -19,6 +19,7 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   static constexpr int kRows = 4;
   static constexpr int kColumns = 3;
+  static constexpr bool kLooksUpPowers = false;
   static constexpr bool kHasBFloat16Dot = false;
 
   static SDPA_INLINE Vec zero() { return _mm256_setzero_ps(); }

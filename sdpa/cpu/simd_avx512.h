@@ -12,6 +12,19 @@
 namespace sdpa::cpu {
 namespace {
 
+/// 2^(i / 32) as bits, less i << 18.
+struct PowersOf32nds {
+  alignas(64) std::uint32_t words[32];
+
+  consteval PowersOf32nds() : words() {
+    double power = 1;
+    for (std::uint32_t i = 0; i < 32; ++i, power *= 1.0218971486541166)
+      words[i] = __builtin_bit_cast(std::uint32_t, static_cast<float>(power)) - (i << 18);
+  }
+};
+
+constexpr PowersOf32nds kPowers;
+
 struct Avx512 {
   using Vec = __m512;
   using Words = __m512i;
@@ -20,6 +33,7 @@ struct Avx512 {
   static constexpr int kLanes = 16;
   static constexpr int kRows = 8;
   static constexpr int kColumns = 3;
+  static constexpr bool kLooksUpPowers = true;
   static constexpr bool kHasBFloat16Dot = false;
 
   static SDPA_INLINE Mask first_lanes(int count) {
@@ -94,6 +108,25 @@ struct Avx512 {
   }
 
   static SDPA_INLINE Vec scale_by_power(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
+
+  /// v with its magnitude at most `most`; `most` where v is NaN.
+  static SDPA_INLINE Vec limit(Vec v, Vec most) {
+    constexpr int kLesserMagnitudeSignOfFirst = 2;
+    return _mm512_range_ps(v, most, kLesserMagnitudeSignOfFirst);
+  }
+
+  /// v less the nearest multiple of 1/32; 0 where v is infinite.
+  static SDPA_INLINE Vec beyond_32nds(Vec v) { return _mm512_reduce_ps(v, 5 << 4); }
+
+  /// 2 to the power of the multiple of 1/32 nearest to v, for |v| <= 127; at -127, 0. Adding 1.5 *
+  /// 2^18 leaves 32 v, rounded, in the lowest bits: five choose from the table, the others are the
+  /// exponent, from which the table has taken off what those five add to it.
+  static SDPA_INLINE Vec power_of_32nds(Vec v) {
+    const Words n = as_words(add(v, broadcast(0x1.8p18f)));
+    const Words power = _mm512_permutex2var_epi32(_mm512_load_si512(kPowers.words), n,
+                                                  _mm512_load_si512(kPowers.words + kLanes));
+    return _mm512_castsi512_ps(word_add(power, _mm512_slli_epi32(n, 18)));
+  }
 
   static SDPA_INLINE Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 

@@ -19,6 +19,7 @@ struct Vector4 {
   static constexpr int kLanes = 4;
   static constexpr int kRows = 4;
   static constexpr int kColumns = 2;
+  static constexpr bool kLooksUpPowers = false;
   static constexpr bool kHasBFloat16Dot = false;
 
   static SDPA_INLINE Vec zero() { return Vec{}; }

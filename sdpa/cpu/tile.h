@@ -61,22 +61,45 @@ SDPA_INLINE bool is_finite(const Tile<S, Rows, Columns>& tile) {
   return S::to_bits(S::is_finite(total)) == (1u << S::kLanes) - 1u;
 }
 
+/// multiply_rows, step by step.
 template <class S, int Rows, int Columns, typename Element>
-SDPA_INLINE void multiply_rows(Tile<S, Rows, Columns>& tile, const Element* rows,
-                               std::int64_t row_stride, const Element* lanes,
-                               std::int64_t lane_stride, std::int64_t depth) {
-  const Element* row[Rows];
-  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { row[i] = rows + i * row_stride; });
-  for (std::int64_t n = 0; n < depth; ++n, lanes += lane_stride) {
-    decltype(S::load(lanes)) lane[Columns];
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { lane[j] = S::load(lanes + j * S::kLanes); });
+class RowProduct {
+ public:
+  SDPA_INLINE RowProduct(const Element* rows, std::int64_t row_stride, const Element* lanes,
+                         std::int64_t lane_stride)
+      : lanes_(lanes), lane_stride_(lane_stride) {
+    unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA { rows_[i] = rows + i * row_stride; });
+  }
+
+  SDPA_INLINE void step(Tile<S, Rows, Columns>& tile) {
+    decltype(S::load(lanes_)) lane[Columns];
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { lane[j] = S::load(lanes_ + j * S::kLanes); });
     unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-      const auto scalar = S::broadcast(row[i][n]);
+      const auto scalar = S::broadcast(rows_[i][done_]);
       unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
         tile.v[i][j] = S::multiply_add(scalar, lane[j], tile.v[i][j]);
       });
     });
+    ++done_;
+    lanes_ += lane_stride_;
   }
+
+  /// The steps up to `depth`.
+  SDPA_INLINE void run(Tile<S, Rows, Columns>& tile, std::int64_t depth) {
+    while (done_ < depth) step(tile);
+  }
+
+ private:
+  const Element* rows_[Rows];
+  const Element* lanes_;
+  std::int64_t lane_stride_, done_ = 0;
+};
+
+template <class S, int Rows, int Columns, typename Element>
+SDPA_INLINE void multiply_rows(Tile<S, Rows, Columns>& tile, const Element* rows,
+                               std::int64_t row_stride, const Element* lanes,
+                               std::int64_t lane_stride, std::int64_t depth) {
+  RowProduct<S, Rows, Columns, Element>(rows, row_stride, lanes, lane_stride).run(tile, depth);
 }
 
 template <class S, int Rows, int Columns, typename Element>
