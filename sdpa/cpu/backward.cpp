@@ -62,6 +62,7 @@ BackwardLayout lay_out(const Problem& s, std::int64_t rows, std::int64_t panel_f
   take(m.ds, kKeyStep * slab);
   if (s.softcap > 0) take(m.slope, kKeyStep * slab);
   take(m.lse, rows);
+  take(m.lse_rest, rows);
   take(m.grad_lse, rows);
   take(m.delta, rows);
   take(m.panels, panel_floats);

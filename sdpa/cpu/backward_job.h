@@ -32,7 +32,7 @@ struct BackwardLayout {
   std::int64_t qk_stride = 0, v_stride = 0;  ///< of staged and accumulated rows
   std::int64_t query = 0, query_t = 0, grad_out = 0, grad_out_t = 0, out = 0, grad_query = 0;
   std::int64_t key = 0, value = 0;
-  std::int64_t p = 0, ds = 0, slope = 0, lse = 0, grad_lse = 0, delta = 0;
+  std::int64_t p = 0, ds = 0, slope = 0, lse = 0, lse_rest = 0, grad_lse = 0, delta = 0;
   std::int64_t panels = 0;  ///< the kernels' own, BackwardKernels::panel_floats
   std::int64_t size = 0;
 };

@@ -229,6 +229,7 @@ class BackwardKernel {
   void probabilities(const Panel<S>& panel) {
     const int first = first_seen(panel), last = last_seen(panel), start = panel.start;
     const float* lse = unit_lanes(m_.lse, panel);
+    [[maybe_unused]] const float* lse_rest = unit_lanes(m_.lse_rest, panel);
     const Product<Element> product{
         key_.rows,     key_.row_stride,           unit_.query_lanes(*slab_, panel),
         panel.width(), words<Element>(s_.qk_dim), first,
@@ -242,8 +243,9 @@ class BackwardKernel {
       }
       if (panel.coverage == Coverage::kPartial) apply_mask(panel.mask, step_ + key, tile);
       for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
-        x = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(
-            S::sub(x, S::load(lse + j * S::kLanes)));
+        x = S::sub(x, S::load(lse + j * S::kLanes));
+        if constexpr (!kPairs) x = S::sub(x, S::load(lse_rest + j * S::kLanes));
+        x = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(x);
       });
       if (unit_.has_nan_row() && panel.coverage == Coverage::kPartial)
         keep_visible(panel.mask, step_ + key, tile);

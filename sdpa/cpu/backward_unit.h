@@ -183,6 +183,8 @@ class BackwardUnit {
   }
 
   /// lse2 is +infinity for a row that sees nothing, and for padding: P = exp2(S - lse2) is then 0.
+  /// What its rounding leaves is kept: it would be in every P of the row (float32, scores of
+  /// standard deviation 6: dV from 1.2 to 1.0 times torch's distance from double precision).
   void stage_row_terms() {
     const TensorRows lse = rows_of(t_.lse);
     TensorRows grad_lse;
@@ -195,7 +197,10 @@ class BackwardUnit {
           row < rows_ ? *reinterpret_cast<const float*>(lse.row[row]) : kMinusInfinity;
       const bool sees = value != kMinusInfinity;
       has_nan_row_ |= value != value;
-      at(m_.lse)[row] = sees ? value * kLog2E : -kMinusInfinity;
+      const double exact = value * 1.44269504088896340736;
+      const auto rounded = static_cast<float>(exact);
+      at(m_.lse)[row] = sees ? rounded : -kMinusInfinity;
+      at(m_.lse_rest)[row] = sees ? static_cast<float>(exact - rounded) : 0;
       float& extra = at(m_.grad_lse)[row];
       extra = sees && grad_lse.rows > 0 ? *reinterpret_cast<const float*>(grad_lse.row[row]) : 0;
       at(m_.delta)[row] = sees ? at(m_.delta)[row] - extra : 0;
