@@ -78,7 +78,7 @@ class CpuBackend final : public Backend {
   }
 
   void backward(const Problem& problem, const BackwardTensors& tensors) const override {
-    cpu::backward(problem, tensors, instruction_set().kernels.backward);
+    cpu::backward(problem, tensors, instruction_set().kernels);
   }
 };
 

@@ -11,6 +11,8 @@
 #include <new>
 
 #include "sdpa/cpu/backward_pair.h"
+#include "sdpa/cpu/decode_plan.h"
+#include "sdpa/cpu/plan.h"
 #include "sdpa/cpu/scratch.h"
 #include "sdpa/element.h"
 #include "sdpa/reference.h"
@@ -69,18 +71,28 @@ BackwardLayout lay_out(const Problem& s, std::int64_t rows, std::int64_t panel_f
   return m;
 }
 
+/// The first row of a head that the forward pass took as decode; behind all lanes where it took
+/// none.
+std::int64_t first_decoded_row(const Problem& problem, KernelShape shape) {
+  if (is_decode(problem, shape)) return 0;
+  const std::int64_t rows = problem.q_len * problem.group();
+  const std::int64_t decoded = plan_forward(problem, shape).last_rows.rows;
+  return decoded > 0 ? rows - decoded : padded_columns(rows);
+}
+
 /// The tasks of one backward pass and the memory they share.
 class Pass {
  public:
-  Pass(const Problem& problem, const BackwardTensors& tensors, const BackwardKernels& kernels)
-      : s_(problem), t_(tensors), kernels_(kernels), plan_(plan_backward(problem)) {
+  Pass(const Problem& problem, const BackwardTensors& tensors, const Kernels& kernels)
+      : s_(problem), t_(tensors), kernels_(kernels.backward), plan_(plan_backward(problem)) {
     job_ = {.problem = &problem,
             .tensors = &tensors,
-            .layout = lay_out(problem, plan_.unit_rows, kernels.panel_floats),
+            .layout = lay_out(problem, plan_.unit_rows, kernels_.panel_floats),
             .parts = plan_.parts.data(),
             .part_count = static_cast<std::int64_t>(plan_.parts.size()),
             .unit_rows = plan_.unit_rows,
-            .query_slots = plan_.query_slots};
+            .query_slots = plan_.query_slots,
+            .first_dotted_row = first_decoded_row(problem, kernels.shape)};
     const BackwardLayout& m = job_.layout;
     head_key_floats_ = plan_.key_rows * (m.qk_stride + m.v_stride);
     if (plan_.query_slots > 1)
@@ -303,8 +315,7 @@ TensorRows group_rows(const TensorView& view, const Problem& s, std::int64_t bat
   return rows;
 }
 
-void backward(const Problem& problem, const BackwardTensors& tensors,
-              const BackwardKernels& kernels) {
+void backward(const Problem& problem, const BackwardTensors& tensors, const Kernels& kernels) {
   if (problem.dtype == DType::kFloat64) return backward_in_double(problem, tensors);
   if (is_pair(problem)) return backward_pairs(problem, tensors);
   Pass(problem, tensors, kernels).run();

@@ -47,8 +47,9 @@ struct BackwardJob {
   std::int64_t part_count = 0;
   std::int64_t unit_rows = 0;
   std::int64_t query_slots = 1;
-  const float* sinks = nullptr;  ///< [q_heads], times log2(e)
-  float* sink_terms = nullptr;   ///< [batch][kv_heads][rows]: a row's part of its sink's gradient
+  std::int64_t first_dotted_row = 0;  ///< of a key head; see backward_dots.h
+  const float* sinks = nullptr;       ///< [q_heads], times log2(e)
+  float* sink_terms = nullptr;  ///< [batch][kv_heads][rows]: a row's part of its sink's gradient
 };
 
 /// One task: a part of a (batch, key head), and where its sums go. `key_sums` holds the part's rows

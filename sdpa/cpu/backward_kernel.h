@@ -227,14 +227,11 @@ class BackwardKernel {
 
   template <int Columns>
   void probabilities(const Panel<S>& panel) {
-    const int first = first_seen(panel), last = last_seen(panel), start = panel.start;
+    const int start = panel.start;
     const float* lse = unit_lanes(m_.lse, panel);
     [[maybe_unused]] const float* lse_rest = unit_lanes(m_.lse_rest, panel);
-    const Product<Element> product{
-        key_.rows,     key_.row_stride,           unit_.query_lanes(*slab_, panel),
-        panel.width(), words<Element>(s_.qk_dim), first,
-        last};
-    multiply_panel<S, Columns>(product, [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
+    const auto queries = unit_.queries_of(*slab_, panel);
+    multiply<Columns>(panel, key_, queries, [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
       ahead_.ask();
       if constexpr (kPairs) scale(tile, score_scale_);
       if (softcap_.cap != 0) {
@@ -252,6 +249,19 @@ class BackwardKernel {
       store(tile, at(m_.p) + key * lanes_ + start, lanes_);
       if constexpr (kPairs) Ops::store_by_lane(tile, p_, key, start);
     });
+  }
+
+  /// Rows of keys or values against rows of the panel.
+  template <int Columns, class Finish>
+  SDPA_INLINE void multiply(const Panel<S>& panel, const Operand<Element>& keys,
+                            const PanelRows<Element>& rows, const Finish& finish) {
+    const int first = first_seen(panel), last = last_seen(panel);
+    if constexpr (!kPairs)
+      if (panel.is_dotted) return dot_panel<S, Columns>(keys, rows, first, last, finish);
+    multiply_panel<S, Columns>(
+        Product<Element>{keys.rows, keys.row_stride, rows.lanes, panel.width(),
+                         words<Element>(rows.columns), first, last},
+        finish);
   }
 
   template <class T>
@@ -296,7 +306,8 @@ class BackwardKernel {
       hide<Columns>(panel, 0, first_seen(panel));
       hide<Columns>(panel, last_seen(panel), step_end_ - step_);
     }
-    multiply_panel<S, Columns>(value_product(panel), [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
+    const auto grads = unit_.grad_outs_of(*slab_, panel);
+    multiply<Columns>(panel, value_, grads, [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
       ahead_.ask();
       finish_ds(panel, tile, key);
     });
@@ -358,7 +369,8 @@ class BackwardKernel {
     float* delta = unit_lanes(m_.delta, panel);
     for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes)
       S::store(delta + lane, S::sub(S::zero(), S::load(unit_lanes(m_.grad_lse, panel) + lane)));
-    multiply_panel<S, Columns>(value_product(panel), [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
+    const auto grads = unit_.grad_outs_of(*slab_, panel);
+    multiply<Columns>(panel, value_, grads, [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
       if (s_.dropout.is_active()) drop(panel, key, tile);
       for_each(tile, [&](auto i, auto j, V& x) SDPA_INLINE_LAMBDA {
         const V p = S::load(at(m_.p) + (key + i) * lanes_ + panel.start + j * S::kLanes);
@@ -366,12 +378,6 @@ class BackwardKernel {
         S::store(to, S::add(S::load(to), S::keep(is_positive(p), S::mul(p, x))));
       });
     });
-  }
-
-  Product<Element> value_product(const Panel<S>& panel) const {
-    return {value_.rows,     value_.row_stride,        unit_.grad_out_lanes(*slab_, panel),
-            panel.width(),   words<Element>(s_.v_dim), first_seen(panel),
-            last_seen(panel)};
   }
 
   /// dP of what was kept, rescaled: floats have the factor in dO^T already.

@@ -7,6 +7,7 @@
 //
 //   Q and dO as steps (staged, or floats in place) and transposed
 //   lse2 = LSE log2(e);  delta = rowsum(dO O) - dLSE
+#include "sdpa/cpu/backward_dots.h"
 #include "sdpa/cpu/backward_job.h"
 #include "sdpa/cpu/backward_operands.h"
 #include "sdpa/cpu/score.h"
@@ -18,6 +19,7 @@ template <class S>
 struct Panel {
   int start = 0;    ///< its first lane within the slab
   int columns = 0;  ///< vectors
+  bool is_dotted = false;
   Coverage coverage = Coverage::kNone;
   Lanes lanes;
   ScoreMask<S> mask;
@@ -122,13 +124,14 @@ class BackwardUnit {
 
   const Operand<Element>& grad_out() const { return grad_out_; }
 
-  /// [words of columns][width of the panel]
-  const Element* query_lanes(const Slab<S>& slab, const Panel<S>& panel) const {
-    return elements(m_.query_t) + (slab.start + panel.start) * words<Element>(s_.qk_dim);
+  PanelRows<Element> queries_of(const Slab<S>& slab, const Panel<S>& panel) const {
+    return rows_of_panel(query_, elements(m_.query_t), s_.qk_dim,
+                         static_cast<float>(s_.scale) * kLog2E, slab, panel);
   }
 
-  const Element* grad_out_lanes(const Slab<S>& slab, const Panel<S>& panel) const {
-    return elements(m_.grad_out_t) + (slab.start + panel.start) * words<Element>(s_.v_dim);
+  PanelRows<Element> grad_outs_of(const Slab<S>& slab, const Panel<S>& panel) const {
+    return rows_of_panel(grad_out_, elements(m_.grad_out_t), s_.v_dim,
+                         static_cast<float>(s_.dropout.rescale()), slab, panel);
   }
 
  private:
@@ -138,6 +141,16 @@ class BackwardUnit {
   float* at(std::int64_t offset) const { return task_.scratch + offset; }
 
   Element* elements(std::int64_t offset) const { return reinterpret_cast<Element*>(at(offset)); }
+
+  /// `lanes` are [words of columns][width of the panel], panel by panel, so that a panel's lie
+  /// close together whatever the unit's width.
+  static PanelRows<Element> rows_of_panel(const Operand<Element>& from, const Element* lanes,
+                                          std::int64_t columns, float factor, const Slab<S>& slab,
+                                          const Panel<S>& panel) {
+    const std::int64_t first = slab.start + panel.start;
+    return {from.rows + first * from.row_stride,     from.row_stride, columns, panel.lanes.count,
+            lanes + first * words<Element>(columns), factor};
+  }
 
   /// Slabs of nearly equal size, whole vectors each.
   void make_slabs() {
@@ -156,10 +169,13 @@ class BackwardUnit {
 
   void make_panels(Slab<S>& slab) const {
     slab.panel_count = 0;
+    const int first_dotted = first_dotted_lane(slab);
     for (int start = 0; start < slab.lanes;) {
       Panel<S>& panel = slab.panels[slab.panel_count++];
       panel.start = start;
-      panel.columns = panel_columns<S>((slab.lanes - start) / S::kLanes);
+      const int split = first_dotted > start ? first_dotted : slab.lanes;
+      panel.is_dotted = start >= first_dotted;
+      panel.columns = panel_columns<S>((split - start) / S::kLanes);
       start += panel.width();
       const int count = (slab.rows < start ? slab.rows : start) - panel.start;
       panel.lanes = make_lanes(s_, task_.batch, task_.kv_head,
@@ -167,19 +183,36 @@ class BackwardUnit {
     }
   }
 
-  /// Panel by panel, so that a panel's lanes lie close together whatever the unit's width.
+  /// Of the slab; its end where it has none.
+  int first_dotted_lane(const Slab<S>& slab) const {
+    const std::int64_t lane = task_.job->first_dotted_row - first_row_ - slab.start;
+    if (kElementsPerWord<Element> != 1 || lane >= slab.lanes) return slab.lanes;
+    return lane > 0 ? static_cast<int>(lane) : 0;
+  }
+
   void transpose_operands() {
     for (const Slab<S>& slab : slabs())
       for (int n = 0; n < slab.panel_count; ++n) {
         const Panel<S>& panel = slab.panels[n];
+        if (panel.is_dotted) continue;
         const int first = slab.start + panel.start;
-        Ops::transpose(query_, first, panel.width(), static_cast<int>(s_.qk_dim),
-                       static_cast<float>(s_.scale) * kLog2E,
-                       const_cast<Element*>(query_lanes(slab, panel)));
-        Ops::transpose(grad_out_, first, panel.width(), static_cast<int>(s_.v_dim),
-                       static_cast<float>(s_.dropout.rescale()),
-                       const_cast<Element*>(grad_out_lanes(slab, panel)));
+        transpose(query_, first, panel.width(), queries_of(slab, panel));
+        transpose(grad_out_, first, panel.width(), grad_outs_of(slab, panel));
       }
+  }
+
+  static void transpose(const Operand<Element>& from, int first, int width,
+                        const PanelRows<Element>& to) {
+    Ops::transpose(from, first, width, static_cast<int>(to.columns), to.factor,
+                   const_cast<Element*>(to.lanes));
+  }
+
+  /// What rounding leaves of a number. Beyond 2^24 scores are whole numbers, which have no like of
+  /// what the log-sum-exp leaves.
+  static float rest_of(double exact, float rounded) {
+    constexpr float kFraction = 0x1p24f;
+    const bool has_fraction = -kFraction < rounded && rounded < kFraction;
+    return has_fraction ? static_cast<float>(exact - rounded) : 0;
   }
 
   /// lse2 is +infinity for a row that sees nothing, and for padding: P = exp2(S - lse2) is then 0.
@@ -200,7 +233,7 @@ class BackwardUnit {
       const double exact = value * 1.44269504088896340736;
       const auto rounded = static_cast<float>(exact);
       at(m_.lse)[row] = sees ? rounded : -kMinusInfinity;
-      at(m_.lse_rest)[row] = sees ? static_cast<float>(exact - rounded) : 0;
+      at(m_.lse_rest)[row] = sees ? rest_of(exact, rounded) : 0;
       float& extra = at(m_.grad_lse)[row];
       extra = sees && grad_lse.rows > 0 ? *reinterpret_cast<const float*>(grad_lse.row[row]) : 0;
       at(m_.delta)[row] = sees ? at(m_.delta)[row] - extra : 0;
@@ -220,12 +253,44 @@ class BackwardUnit {
       for (int n = 0; n < slab.panel_count; ++n) {
         const Panel<S>& panel = slab.panels[n];
         if constexpr (kElementsPerWord<Element> == 1)
-          unroll<S::kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
-            if (panel.columns == j + 1) sum_as_dp<j + 1>(slab, panel, out);
-          });
+          sum_as_dp(slab, panel, out);
         else
           sum_by_rows(slab.start + panel.start, panel.width());
       }
+  }
+
+  /// In the order in which dP sums up: of a row that sees one key dP - delta and with it dS is then
+  /// exactly 0. Another order leaves a rounding error, which many such rows add to one key.
+  void sum_as_dp(const Slab<S>& slab, const Panel<S>& panel, TensorRows& out) {
+    if (!s_.has_sinks && !s_.dropout.is_active()) replace_output_of_one_key(slab, panel, out);
+    if (panel.is_dotted) return sum_as_dots(slab, panel, out);
+    unroll<S::kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+      if (panel.columns == j + 1) sum_by_columns<j + 1>(slab, panel, out);
+    });
+  }
+
+  /// The output of a row that sees one key is its value but for rounding.
+  void replace_output_of_one_key(const Slab<S>& slab, const Panel<S>& panel,
+                                 TensorRows& out) const {
+    for (int lane = 0; lane < panel.lanes.count; ++lane) {
+      const std::int64_t key = panel.lanes.first[lane];
+      if (panel.lanes.last[lane] != key + 1) continue;
+      const int row = slab.start + panel.start + lane;
+      const TensorRows value = head_rows(t_.value, task_.batch, task_.kv_head, key, 1);
+      out.row[row] = value.row[0];
+      if (is_read_in_place(value)) continue;
+      float* staged = at(m_.out) + row * m_.v_stride;
+      stage<S>(value, 1, {staged, m_.v_stride});
+      out.row[row] = reinterpret_cast<char*>(staged);
+    }
+  }
+
+  void sum_as_dots(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out) const {
+    const float* rows[kMaxDecodeRows];
+    const int first = slab.start + panel.start;
+    for (int lane = 0; lane < panel.lanes.count; ++lane)
+      rows[lane] = reinterpret_cast<const float*>(out.row[first + lane]);
+    dot_each<S>(grad_outs_of(slab, panel), rows, at(m_.delta) + first);
   }
 
   static bool is_read_in_place(const TensorRows& rows) {
@@ -238,13 +303,10 @@ class BackwardUnit {
       out.row[row] = reinterpret_cast<char*>(at(m_.out) + row * m_.v_stride);
   }
 
-  /// Column by column, as dP sums up: of a row that sees one key O is V, so that dP - delta and
-  /// with it dS is exactly 0. Another order leaves a rounding error, which many such rows add to
-  /// one key.
   template <int Columns>
-  void sum_as_dp(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out) {
+  void sum_by_columns(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out) {
     constexpr int kWidth = Columns * S::kLanes;
-    const float* grad_out = reinterpret_cast<const float*>(grad_out_lanes(slab, panel));
+    const auto* grad_out = reinterpret_cast<const float*>(grad_outs_of(slab, panel).lanes);
     const int first = slab.start + panel.start;
     const auto factor = static_cast<float>(s_.dropout.rescale());  // in grad_out already
     Tile<S, 1, Columns> sum;
