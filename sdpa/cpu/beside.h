@@ -32,7 +32,8 @@ struct Product {
 /// The sums of one tile until they are finished. A Finish has
 ///
 ///   kAtOnce                    rows that it takes at a time, 1 or 2
-///   arrive(key, rows)          a tile is complete: its sums wait in memory
+///   complete(tile)             all that needs the whole tile in registers
+///   arrive(key, rows)          the tile waits in memory
 ///   begin(key, j), end(j)      before and after the rows of column j, which `key` is the first of
 ///   finish(key, j, Vec (&)[n]) n sums of column j for keys from `key` on, n at most kAtOnce
 template <class S, int Columns, class Finish>
@@ -45,7 +46,8 @@ class WaitingTile {
       : sums_(sums), stride_(stride), finish_(finish) {}
 
   template <int Rows>
-  SDPA_INLINE void put(const Tile<S, Rows, Columns>& tile, int key) {
+  SDPA_INLINE void put(Tile<S, Rows, Columns>& tile, int key) {
+    finish_.complete(tile);
     store(tile, sums_, stride_);
     finish_.arrive(key, Rows);
     key_ = key;

@@ -58,6 +58,7 @@ struct ForwardWorkspace {
   LaneBlock<S, Element>* blocks;
   ScoreMask<S>* mask;
   float* scores;
+  float* waiting;
   Element* probabilities;
   StagingBuffers<Element> staging;
   Data* rows;  ///< [kWidth][larger head dim]: rows on their way in or out
@@ -79,6 +80,7 @@ struct ForwardWorkspace {
     mask = arena.take<ScoreMask<S>>(1);
     probabilities = arena.take<Element>(kKeyBlock / kWords * kWidth);
     scores = arena.take<float>(kKeyBlock * kWidth);
+    waiting = arena.take<float>(S::kRows * kWidth);
     staging.keys = arena.take<Element>(kKeyBlock * words<Element>(problem.qk_dim));
     staging.values = arena.take<Element>(kKeyBlock / kWords * problem.v_dim);
     rows = arena.take<Data>(kWidth * width);
@@ -250,15 +252,15 @@ struct ForwardTask {
       context.ahead.clear();
       add_mask_rows(tensors.mask, block.lanes, context.keys.first + kKeyBlock, context.ahead);
     }
-    if (problem.dropout.is_active())
+    if (context.is_dropping)
       choose_kept<S>(problem.dropout, problem.q_heads, block.lanes, context.keys.first, begin, end,
                      *context.mask);
-    const bool is_plain =
-        coverage == Coverage::kFull && context.softcap.cap == 0 && !problem.dropout.is_active();
-    if (is_plain)
-      step<Rules::kPlain, S::kColumns>(block, coverage, begin, end);
-    else
+    if (context.softcap.cap > 0 || context.is_dropping)
       step<Rules::kAll, S::kColumns>(block, coverage, begin, end);
+    else if (coverage == Coverage::kPartial)
+      step<Rules::kMask, S::kColumns>(block, coverage, begin, end);
+    else
+      step<Rules::kPlain, S::kColumns>(block, coverage, begin, end);
   }
 
   /// As few columns as the lanes fill.
@@ -346,10 +348,12 @@ struct ForwardPass {
               .context = {.problem = problem,
                           .tensors = tensors,
                           .softcap = make_softcap(problem),
+                          .is_dropping = problem.dropout.is_active(),
                           .score_scale = static_cast<float>(problem.scale) * kLog2E,
                           .keys = {},
                           .mask = work.mask,
                           .scores = work.scores,
+                          .waiting = work.waiting,
                           .probabilities = work.probabilities,
                           .ahead = Ahead(work.ahead, rows_ahead(problem, plan))}};
     function(task);

@@ -13,8 +13,8 @@ namespace sdpa::cpu {
 /// What the exponentials of a range of keys above a stale maximum may sum up to.
 constexpr float kLargestStaleSum = 0x1p12f;
 
-/// Whether scores need anything but the product.
-enum class Rules : std::uint8_t { kPlain, kAll };
+/// What scores need besides the product: nothing, a mask, or that, a soft cap and dropout.
+enum class Rules : std::uint8_t { kPlain, kMask, kAll };
 
 /// One block of lanes and its running softmax.
 template <class S, typename Element>
@@ -39,10 +39,12 @@ struct ForwardContext {
   const Problem& problem;
   const ForwardTensors& tensors;
   Softcap softcap;
+  bool is_dropping = false;
   float score_scale = 1;  ///< what the product still has to be multiplied by
   KeyBlock<Element> keys;
   ScoreMask<S>* mask = nullptr;
-  float* scores = nullptr;           ///< [kKeyBlock][kWidth], before anything but the product
+  float* scores = nullptr;           ///< [kKeyBlock][kWidth]
+  float* waiting = nullptr;          ///< [S::kRows][kWidth]: products, see beside.h
   Element* probabilities = nullptr;  ///< [words of kKeyBlock][kWidth]
   Ahead ahead;
 };
@@ -67,7 +69,7 @@ struct ForwardStep {
   void run() {
     context.ahead.spread((end - begin + S::kRows - 1) / S::kRows);
     bool is_rescaled = false;
-    if (!exponentiate_with_stale_maximum()) {
+    if (brings_new_lanes() || !exponentiate_with_stale_maximum()) {
       exponentiate_with_new_maximum();
       is_rescaled = block.is_started;
     }
@@ -76,12 +78,12 @@ struct ForwardStep {
   }
 
  private:
-  /// Sums of one range of keys. They count once nothing is to be computed again.
+  /// Of one range of keys.
   using LaneSums = float[kWidth];
 
   /// What makes probabilities of the products of keys and queries: see beside.h.
   struct Exponentials {
-    static constexpr int kAtOnce = kPairs ? 2 : 1;
+    static constexpr int kAtOnce = kElementsPerWord<Element>;
 
     ForwardStep& step;
     LaneSums& sums;
@@ -89,6 +91,11 @@ struct ForwardStep {
     /// where the next probabilities go.
     typename S::Vec base = S::zero(), sum = S::zero();
     Element* to = nullptr;
+
+    template <int Rows>
+    SDPA_INLINE void complete(ScoreTile<Rows>& tile) {
+      step.complete(tile);
+    }
 
     SDPA_INLINE void arrive(int key, int rows) {
       if (!step.block.is_started && key == step.begin) step.raise_maximum_to(key, rows);
@@ -104,9 +111,15 @@ struct ForwardStep {
 
     template <int Count>
     SDPA_INLINE void finish(int key, int j, typename S::Vec (&scores)[Count]) {
+      unroll<Count>([&](auto i)
+                        SDPA_INLINE_LAMBDA { scores[i] = step.masked(key + i, j, scores[i]); });
+      exponentiate(key, j, scores);
+    }
+
+    template <int Count>
+    SDPA_INLINE void exponentiate(int key, int j, typename S::Vec (&scores)[Count]) {
       unroll<Count>([&](auto i) SDPA_INLINE_LAMBDA {
-        auto p = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(
-            above(step.score(key + i, j, scores[i])));
+        auto p = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(above(scores[i]));
         sum = S::add(sum, p);
         if (step.is_dropping()) p = S::keep(sees<S>(step.context.mask->kept, key + i, j), p);
         scores[i] = p;
@@ -131,6 +144,37 @@ struct ForwardStep {
     }
   };
 
+  /// What makes scores of the products, and finds the largest of each lane.
+  struct Scores {
+    static constexpr int kAtOnce = 1;
+
+    ForwardStep& step;
+    LaneSums& largest;
+    typename S::Vec most = S::zero();
+    float* to = nullptr;
+
+    template <int Rows>
+    SDPA_INLINE void complete(ScoreTile<Rows>& tile) {
+      step.complete(tile);
+    }
+
+    SDPA_INLINE void arrive(int, int) { step.context.ahead.ask(); }
+
+    SDPA_INLINE void begin(int key, int j) {
+      most = S::load(largest + j * S::kLanes);
+      to = step.context.scores + key * kWidth + j * S::kLanes;
+    }
+
+    SDPA_INLINE void finish(int key, int j, typename S::Vec (&scores)[1]) {
+      const auto score = step.masked(key, j, scores[0]);
+      most = S::max(step.fully_scaled(score), most);
+      S::store(to, score);
+      to += kWidth;
+    }
+
+    SDPA_INLINE void end(int j) { S::store(largest + j * S::kLanes, most); }
+  };
+
   Product<Element> product() const {
     const auto& keys = context.keys;
     return {keys.keys,
@@ -142,24 +186,52 @@ struct ForwardStep {
             end};
   }
 
-  /// A score from its product, but for the factor that `above` is late with.
-  SDPA_INLINE typename S::Vec score(int key, int j, typename S::Vec x) const {
-    if constexpr (kPairs && !kScalesLate) x = S::mul(x, S::broadcast(context.score_scale));
-    if constexpr (kRules == Rules::kAll) {
-      if (context.softcap.cap > 0) x = cap_score<S>(context.softcap, x);
+  /// Scores from products, but for the mask and for the factor that may be late. A soft cap's chain
+  /// of dependent instructions is longer than what the processor looks ahead beside products; a
+  /// whole tile has many.
+  template <int Rows>
+  SDPA_INLINE void complete(ScoreTile<Rows>& tile) const {
+    if constexpr (kPairs && !kScalesLate)
+      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+        unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+          tile.v[i][j] = S::mul(tile.v[i][j], S::broadcast(context.score_scale));
+        });
+      });
+    if constexpr (kRules == Rules::kAll)
+      if (context.softcap.cap > 0) apply_softcap(context.softcap, tile);
+  }
+
+  SDPA_INLINE typename S::Vec masked(int key, int j, typename S::Vec x) const {
+    if constexpr (kRules != Rules::kPlain)
       if (coverage == Coverage::kPartial) x = mask_score(*context.mask, key, j, x);
-    }
     return x;
+  }
+
+  SDPA_INLINE typename S::Vec fully_scaled(typename S::Vec score) const {
+    return kScalesLate ? S::mul(score, S::broadcast(context.score_scale)) : score;
   }
 
   /// False, with row_sum as it was, where a lane's scores have outgrown the maximum, as their
   /// exponentials show by being large or NaN.
   bool exponentiate_with_stale_maximum() {
     alignas(64) LaneSums sums = {};
-    multiply_and_finish<S, Columns>(product(), context.scores, kWidth, Exponentials{*this, sums});
+    multiply_and_finish<S, Columns>(product(), context.waiting, kWidth, Exponentials{*this, sums});
     if (is_stale(sums)) return false;
     add_to_row_sum(sums);
     return true;
+  }
+
+  /// Whether it is clear beforehand that some lane has no maximum yet, but will see a key.
+  bool brings_new_lanes() const {
+    if (!block.is_started) return coverage == Coverage::kPartial;
+    bool any = false;
+    for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes)
+      any |= S::any(has_no_maximum(lane));
+    return any && coverage == Coverage::kFull;
+  }
+
+  SDPA_INLINE typename S::Mask has_no_maximum(int lane) const {
+    return S::not_less(S::broadcast(kMinusInfinity), S::load(block.row_max + lane));
   }
 
   /// Whether a sum is large or NaN, or a lane without a maximum has seen its first key: one with a
@@ -167,10 +239,9 @@ struct ForwardStep {
   bool is_stale(const LaneSums& sums) const {
     bool any = false;
     for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes) {
-      const auto sum = S::load(sums + lane), largest = S::load(block.row_max + lane);
+      const auto sum = S::load(sums + lane);
       any |= S::any(S::not_less(sum, S::broadcast(kLargestStaleSum)));
-      any |= S::any(
-          S::both(S::greater(sum, S::zero()), S::not_less(S::broadcast(kMinusInfinity), largest)));
+      any |= S::any(S::both(S::greater(sum, S::zero()), has_no_maximum(lane)));
     }
     return any;
   }
@@ -180,52 +251,42 @@ struct ForwardStep {
       S::store(block.row_sum + lane, S::add(S::load(block.row_sum + lane), S::load(sums + lane)));
   }
 
-  /// The first keys of a block of lanes give it a maximum to begin with.
+  /// The first keys of a block of lanes, whose products are waiting, give it a maximum to begin
+  /// with.
   void raise_maximum_to(int key, int rows) {
     unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      raise_maximum(j, largest_score(key, j, context.scores, rows));
+      auto largest = S::load(block.row_max + j * S::kLanes);
+      for (int i = 0; i < rows; ++i) {
+        const auto x = S::load(context.waiting + i * kWidth + j * S::kLanes);
+        largest = S::max(fully_scaled(masked(key + i, j, x)), largest);
+      }
+      raise_maximum(j, largest);
     });
-  }
-
-  /// Of `rows` keys from `key` on, whose products are given, and of row_max.
-  SDPA_INLINE typename S::Vec largest_score(int key, int j, const float* products, int rows) const {
-    auto largest = S::load(block.row_max + j * S::kLanes);
-    for (int i = 0; i < rows; ++i) {
-      auto x = score(key + i, j, S::load(products + i * kWidth + j * S::kLanes));
-      if constexpr (kScalesLate) x = S::mul(x, S::broadcast(context.score_scale));
-      largest = S::max(x, largest);
-    }
-    return largest;
   }
 
   void exponentiate_with_new_maximum() {
-    for_row_pieces<S::kRows>(begin, end, [&](auto rows, std::int64_t key) SDPA_INLINE_LAMBDA {
-      const Product<Element> m = product();
-      Tile<S, rows, Columns> tile;
-      clear(tile);
-      multiply_rows(tile, m.a + key * m.a_stride, m.a_stride, m.b, m.b_stride, m.depth);
-      store(tile, context.scores + key * kWidth, kWidth);
-    });
-    alignas(64) LaneSums sums = {};
+    alignas(64) LaneSums largest, sums = {};
+    __builtin_memcpy(largest, block.row_max, sizeof largest);
+    multiply_and_finish<S, Columns>(product(), context.waiting, kWidth, Scores{*this, largest});
     Exponentials finish{*this, sums};
     unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      raise_maximum(j, largest_score(begin, j, context.scores + begin * kWidth, end - begin));
+      raise_maximum(j, S::load(largest + j * S::kLanes));
+      finish.begin(begin, j);
       exponentiate_column(finish, j);
+      finish.end(j);
     });
     add_to_row_sum(sums);
   }
 
   void exponentiate_column(Exponentials& finish, int j) {
-    finish.begin(begin, j);
     for_row_pieces<Exponentials::kAtOnce>(
         begin, end, [&](auto count, std::int64_t key) SDPA_INLINE_LAMBDA {
           typename S::Vec scores[count];
           unroll<count>([&](auto i) SDPA_INLINE_LAMBDA {
             scores[i] = S::load(context.scores + (key + i) * kWidth + j * S::kLanes);
           });
-          finish.finish(static_cast<int>(key), j, scores);
+          finish.exponentiate(static_cast<int>(key), j, scores);
         });
-    finish.end(j);
   }
 
   SDPA_INLINE void raise_maximum(int j, typename S::Vec largest) {
@@ -268,7 +329,7 @@ struct ForwardStep {
         });
   }
 
-  bool is_dropping() const { return kRules == Rules::kAll && context.problem.dropout.is_active(); }
+  bool is_dropping() const { return kRules == Rules::kAll && context.is_dropping; }
 
   /// Whether some lane does not see some key.
   bool may_be_spoiled() const { return coverage == Coverage::kPartial || is_dropping(); }
