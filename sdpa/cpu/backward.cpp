@@ -51,13 +51,13 @@ BackwardLayout lay_out(const Problem& s, std::int64_t rows, std::int64_t panel_f
     piece = m.size;
     m.size += padded_columns(floats);
   };
-  take(m.query, rows * m.qk_stride);
+  take(m.query, rows * spread_columns(m.qk_stride));
   take(m.query_t, rows * m.qk_stride);
-  take(m.grad_out, rows * m.v_stride);
+  take(m.grad_out, rows * spread_columns(m.v_stride));
   take(m.grad_out_t, rows * m.v_stride);
   take(m.out, rows * m.v_stride);
   take(m.grad_query, rows * m.qk_stride);
-  take(m.key, kKeyStep * m.qk_stride);
+  take(m.key, kKeyStep * spread_columns(m.qk_stride));
   take(m.value, kKeyStep * m.v_stride);
   const std::int64_t slab = std::min(rows, kSlabRows);
   take(m.p, kKeyStep * slab * 3 / 2);  // as floats and as halves

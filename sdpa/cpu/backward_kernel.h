@@ -447,7 +447,7 @@ class BackwardKernel {
       sum_over_rows(seen, ds_, unit_.query(), sums_.grad_key(key), m_.qk_stride);
     if (t_.grad_query.is_present())
       sum({ds_.by_key + seen.first / kParts * lanes_ + seen.lane, 1, lanes_,
-           key_.steps + seen.first / kParts * m_.qk_stride,
+           key_.steps + seen.first / kParts * key_.step_stride, key_.step_stride,
            at(m_.grad_query) + (slab_->start + seen.lane) * m_.qk_stride, m_.qk_stride, seen.rows,
            words<Element>(seen.last - seen.first)},
           key_.is_finite);
@@ -459,7 +459,7 @@ class BackwardKernel {
     constexpr int kParts = kElementsPerWord<Element>;
     const std::int64_t row_words = lanes_ / kParts;
     sum({weights.by_lane + seen.first * row_words + seen.lane / kParts, row_words, 1,
-         x.steps + (slab_->start + seen.lane) / kParts * stride, sums, stride,
+         x.steps + (slab_->start + seen.lane) / kParts * x.step_stride, x.step_stride, sums, stride,
          seen.last - seen.first, words<Element>(seen.rows)},
         x.is_finite);
   }

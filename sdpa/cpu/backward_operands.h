@@ -51,7 +51,9 @@ struct Operands<S, float> {
 
   /// Read in place where that is as good.
   static Operand<float> stage_keys(const TensorRows& from, const StagedRows& to) {
-    if (!lie_as_staged(from, to.stride)) return stage_rows(from, to);
+    const std::int64_t spread = spread_columns(to.stride);
+    if (spread != to.stride || !lie_as_staged(from, to.stride))
+      return stage_rows(from, {to.data, spread});
     const auto* data = reinterpret_cast<const float*>(from.row[0]);
     const bool is_finite = are_finite<S>(data, from.rows * to.stride);
     return {data, to.stride, data, to.stride, is_finite, from.rows};

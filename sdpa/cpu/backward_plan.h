@@ -72,4 +72,14 @@ constexpr std::int64_t padded_columns(std::int64_t columns) {
   return ceil_div(columns, kRowMultiple) * kRowMultiple;
 }
 
+/// Floats from a row to the next where a product reads few columns of many rows over and over: an
+/// odd number of cache lines. Rows of an even number would share sets: of 96 rows of 128 floats a
+/// panel of 64 columns, 24 KiB, falls into half a first-level cache of 32 KiB, and came out of the
+/// second level for every tile (fp32 D128 L2048, one Zen 4 core, interleaved: dense from 440 to 420
+/// ms and from 432 to 424, causal with 32 heads on 8 from 888 to 838).
+constexpr std::int64_t spread_columns(std::int64_t padded) {
+  constexpr std::int64_t kLine = 16, kPanel = 64;
+  return padded > kPanel && padded / kLine % 2 == 0 ? padded + kLine : padded;
+}
+
 }  // namespace sdpa::cpu

@@ -22,8 +22,9 @@ struct Accumulation {
   const Element* weights;
   std::int64_t weight_row, weight_step;  ///< strides of W along rows and along n
   const Element* x;
+  std::int64_t x_stride;
   float* sums;
-  std::int64_t stride;  ///< of the rows of X and C
+  std::int64_t stride;  ///< of the rows of C
   std::int64_t rows, steps;
 };
 
@@ -44,9 +45,9 @@ void accumulate_tile(const Accumulation<Element>& a, std::int64_t row, std::int6
   float* sums = a.sums + row * a.stride + column;
   load(tile, sums, a.stride);
   if (a.weight_row == 1)
-    multiply_columns(tile, a.weights + row, a.weight_step, a.x + column, a.stride, a.steps);
+    multiply_columns(tile, a.weights + row, a.weight_step, a.x + column, a.x_stride, a.steps);
   else
-    multiply_rows(tile, a.weights + row * a.weight_row, a.weight_row, a.x + column, a.stride,
+    multiply_rows(tile, a.weights + row * a.weight_row, a.weight_row, a.x + column, a.x_stride,
                   a.steps);
   store(tile, sums, a.stride);
 }
@@ -89,7 +90,7 @@ void accumulate_visible(const Accumulation<Element>& a) {
       if (weight == 0) continue;
       for (std::int64_t d = 0; d < a.stride; ++d)
         a.sums[row * a.stride + d] +=
-            weight * element_at(a.x[n / kParts * a.stride + d], static_cast<int>(n % kParts));
+            weight * element_at(a.x[n / kParts * a.x_stride + d], static_cast<int>(n % kParts));
     }
 }
 
