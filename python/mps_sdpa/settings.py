@@ -53,7 +53,11 @@ class Settings:
 
     @property
     def is_torchs(self) -> bool:
-        """Whether torch's own function has all that is asked for."""
+        """Whether torch's own function has all that is asked for.
+
+        The core asks a stricter question before thresholds may choose torch: calibration has timed
+        no dropout and no sinks. This one needs no problem, which not all tensors make.
+        """
         return (
             self.softcap == 0.0
             and self.window == (-1, -1)
