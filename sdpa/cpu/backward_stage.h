@@ -25,8 +25,8 @@ SDPA_INLINE void for_vectors(int columns, const Whole& whole, const Part& part) 
 
 /// One row, converted. `poison` becomes NaN where a value is not finite.
 template <class S, class Element>
-void stage_row(const Element* from, std::int64_t step, int columns, float* to,
-               typename S::Vec& poison) {
+SDPA_INLINE void stage_row(const Element* from, std::int64_t step, int columns, float* to,
+                           typename S::Vec& poison) {
   const auto put = [&](int column, typename S::Vec v) SDPA_INLINE_LAMBDA {
     poison = S::multiply_add(S::zero(), v, poison);
     S::store(to + column, v);
