@@ -102,7 +102,7 @@ std::vector<Engine> engines() {
   return list;
 }
 
-Forced::Forced(const Engine& engine) { cpu::set_instruction_set(engine.instruction_set); }
+Forced::Forced(std::string_view instruction_set) { cpu::set_instruction_set(instruction_set); }
 
 Forced::~Forced() { cpu::set_instruction_set(""); }
 

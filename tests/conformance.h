@@ -28,10 +28,13 @@ struct Engine {
 /// processor has; where the variable MPS_SDPA_ISA names one, only with that.
 std::vector<Engine> engines();
 
-/// Forces an engine's instruction set while it lives.
+/// Forces an instruction set, or that of an engine, while it lives.
 class Forced {
  public:
-  explicit Forced(const Engine& engine);
+  explicit Forced(std::string_view instruction_set);
+
+  explicit Forced(const Engine& engine) : Forced(engine.instruction_set) {}
+
   Forced(const Forced&) = delete;
   Forced& operator=(const Forced&) = delete;
   ~Forced();

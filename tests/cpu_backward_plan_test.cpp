@@ -7,7 +7,6 @@
 
 #include "sdpa/cpu/backend.h"
 #include "sdpa/cpu/backward_plan.h"
-#include "sdpa/cpu/instruction_set.h"
 #include "tests/conformance.h"
 
 namespace sdpa::cases {
@@ -94,14 +93,13 @@ TEST(CpuBackwardPlan, IsWhatTheBackEndExplains) {
   Problem s{
       .batch = 1, .q_heads = 2, .kv_heads = 2, .q_len = 7, .kv_len = 9, .qk_dim = 8, .v_dim = 8};
   const auto explained = [&s] { return cpu::backend().explain(s, Pass::kBackward); };
-  cpu::set_instruction_set("portable");
+  const Forced forced("portable");
   EXPECT_EQ(explained(), "portable: 16-row units, 1 part a key head");
   EXPECT_NE(explained(), cpu::backend().explain(s, Pass::kForward));
   s.q_len = s.kv_len = 1;
   EXPECT_EQ(explained(), "one query and one key a head: dot products, nothing is staged");
   s.dtype = DType::kFloat64;
   EXPECT_EQ(explained(), cpu::backend().explain(s, Pass::kForward));
-  cpu::set_instruction_set("");
 }
 
 TEST(CpuBackwardPlan, MemoryGrowsWithLengthAlone) {

@@ -21,13 +21,6 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-/// Runs the rest of a scope with one instruction set.
-struct Forced {
-  explicit Forced(std::string_view name) { cpu::set_instruction_set(name); }
-
-  ~Forced() { cpu::set_instruction_set(""); }
-};
-
 template <typename Function>
 void for_each_instruction_set(const Function& function) {
   for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
