@@ -230,7 +230,7 @@ class BackwardUnit {
           row < rows_ ? *reinterpret_cast<const float*>(lse.row[row]) : kMinusInfinity;
       const bool sees = value != kMinusInfinity;
       has_nan_row_ |= value != value;
-      const double exact = value * 1.44269504088896340736;
+      const double exact = value * kExactLog2E;
       const auto rounded = static_cast<float>(exact);
       at(m_.lse)[row] = sees ? rounded : -kMinusInfinity;
       at(m_.lse_rest)[row] = sees ? rest_of(exact, rounded) : 0;

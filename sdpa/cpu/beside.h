@@ -96,14 +96,12 @@ void multiply_and_finish(const Product<Element>& m, float* waiting, std::int64_t
         clear(tile);
         RowProduct<S, rows, Columns, Element> product(m.a + key * m.a_stride, m.a_stride, m.b,
                                                       m.b_stride);
-        const auto steps = [&](auto count) SDPA_INLINE_LAMBDA {
-          return [&] SDPA_INLINE_LAMBDA {
-            unroll<count>([&](auto) SDPA_INLINE_LAMBDA { product.step(tile); });
-          };
+        const auto steps = [&] SDPA_INLINE_LAMBDA {
+          unroll<Finish::kAtOnce>([&](auto) SDPA_INLINE_LAMBDA { product.step(tile); });
         };
         if constexpr (rows == S::kRows) {
           if (last.waits() && m.depth >= Finish::kAtOnce * kParts)
-            last.template finish<S::kRows>(steps(std::integral_constant<int, Finish::kAtOnce>{}));
+            last.template finish<S::kRows>(steps);
         }
         if (last.waits()) last.template finish<S::kRows>(nothing);
         product.run(tile, m.depth);

@@ -29,6 +29,9 @@
 
 namespace sdpa::cpu {
 
+/// How far scores may exceed a stale maximum, in powers of two.
+constexpr float kStaleSlack = 8;
+
 /// Room for whole tiles beyond the last key of a block.
 constexpr std::int64_t kScoreStride = kKeyBlock + 16;
 

@@ -78,15 +78,15 @@ struct ForwardStep {
   }
 
  private:
-  /// Of one range of keys.
-  using LaneSums = float[kWidth];
+  /// A sum or a maximum a lane, over one range of keys.
+  using LaneFloats = float[kWidth];
 
   /// What makes probabilities of the products of keys and queries: see beside.h.
   struct Exponentials {
     static constexpr int kAtOnce = kElementsPerWord<Element>;
 
     ForwardStep& step;
-    LaneSums& sums;
+    LaneFloats& sums;
     /// Of the current column: the maximum, negative where `above` wants it so, the sum so far, and
     /// where the next probabilities go.
     typename S::Vec base = S::zero(), sum = S::zero();
@@ -149,7 +149,7 @@ struct ForwardStep {
     static constexpr int kAtOnce = 1;
 
     ForwardStep& step;
-    LaneSums& largest;
+    LaneFloats& largest;
     typename S::Vec most = S::zero();
     float* to = nullptr;
 
@@ -202,9 +202,8 @@ struct ForwardStep {
   }
 
   SDPA_INLINE typename S::Vec masked(int key, int j, typename S::Vec x) const {
-    if constexpr (kRules != Rules::kPlain)
-      if (coverage == Coverage::kPartial) x = mask_score(*context.mask, key, j, x);
-    return x;
+    const bool is_masked = kRules == Rules::kAll && coverage == Coverage::kPartial;
+    return kRules == Rules::kMask || is_masked ? mask_score(*context.mask, key, j, x) : x;
   }
 
   SDPA_INLINE typename S::Vec fully_scaled(typename S::Vec score) const {
@@ -214,7 +213,7 @@ struct ForwardStep {
   /// False, with row_sum as it was, where a lane's scores have outgrown the maximum, as their
   /// exponentials show by being large or NaN.
   bool exponentiate_with_stale_maximum() {
-    alignas(64) LaneSums sums = {};
+    alignas(64) LaneFloats sums = {};
     multiply_and_finish<S, Columns>(product(), context.waiting, kWidth, Exponentials{*this, sums});
     if (is_stale(sums)) return false;
     add_to_row_sum(sums);
@@ -236,7 +235,7 @@ struct ForwardStep {
 
   /// Whether a sum is large or NaN, or a lane without a maximum has seen its first key: one with a
   /// score so low that its exponential is not large even above the lowest float.
-  bool is_stale(const LaneSums& sums) const {
+  bool is_stale(const LaneFloats& sums) const {
     bool any = false;
     for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes) {
       const auto sum = S::load(sums + lane);
@@ -246,7 +245,7 @@ struct ForwardStep {
     return any;
   }
 
-  void add_to_row_sum(const LaneSums& sums) {
+  void add_to_row_sum(const LaneFloats& sums) {
     for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes)
       S::store(block.row_sum + lane, S::add(S::load(block.row_sum + lane), S::load(sums + lane)));
   }
@@ -265,7 +264,7 @@ struct ForwardStep {
   }
 
   void exponentiate_with_new_maximum() {
-    alignas(64) LaneSums largest, sums = {};
+    alignas(64) LaneFloats largest, sums = {};
     __builtin_memcpy(largest, block.row_max, sizeof largest);
     multiply_and_finish<S, Columns>(product(), context.waiting, kWidth, Scores{*this, largest});
     Exponentials finish{*this, sums};

@@ -33,9 +33,6 @@ constexpr float kMinusInfinity = -__builtin_inff();
 
 constexpr float kLowest = -0x1.fffffep127f;
 
-/// How far scores may exceed a stale maximum, in powers of two.
-constexpr float kStaleSlack = 8;
-
 enum class Coverage : std::uint8_t { kNone, kPartial, kFull };
 
 /// What masks the scores of one block of lanes on one range of keys of a key block.

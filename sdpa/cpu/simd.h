@@ -44,7 +44,8 @@ struct BFloat16Pair {
   std::uint32_t bits;
 };
 
-constexpr float kLog2E = 1.44269504088896340736f;
+constexpr double kExactLog2E = 1.44269504088896340736;
+constexpr float kLog2E = static_cast<float>(kExactLog2E);
 constexpr float kLn2 = 0.69314718055994530942f;
 
 /// The widest vector of any instruction set, in floats.
