@@ -29,24 +29,30 @@ constexpr int kTileDepth = 32;                     ///< bfloat16 elements in a r
 constexpr int kTileSize = kTileRows * kTileDepth;  ///< elements of a packed tile
 constexpr int kAmxBlock = 2 * kTileRows;           ///< results are computed in blocks of 32 x 32
 
+/// Eight tiles of 16 rows of 64 bytes. A constant: g++ 12 takes _tile_loadconfig to read eight
+/// bytes, and leaves out stores to the others.
+struct alignas(64) TileConfiguration {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+constexpr TileConfiguration kTileConfiguration;
+
 /// Configures the tile registers of this thread; gives them back at the end of its scope.
 class TileRegisters {
  public:
-  TileRegisters() {
-    struct alignas(64) {
-      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } configuration;
-
-    _tile_loadconfig(&configuration);
-  }
+  TileRegisters() { _tile_loadconfig(&kTileConfiguration); }
 
   ~TileRegisters() { _tile_release(); }
 
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
+
+/// To be called between stores and the tile loads that read them: g++ 12 does not know that
+/// _tile_loadd reads memory, and may do such a load before a store.
+SDPA_INLINE void finish_stores() { asm volatile("" : : : "memory"); }
 
 /// Where the tiles of an operand lie: `row` elements from one row of a tile to the next, `second`
 /// to the other tile of the pair, `step` to the next tile along the summed dimension.
@@ -73,6 +79,7 @@ struct AmxTiles {
                                          int steps) {
     float* low = to + kTileRows * stride;
     const std::int64_t to_bytes = stride * 4, a_bytes = a.row * 2, b_bytes = b.row * 2;
+    finish_stores();
     if constexpr (kSum == Sum::kStart) {
       _tile_zero(0);
       _tile_zero(1);

@@ -22,6 +22,7 @@ void forward(const Problem& problem, const ForwardTensors& tensors) {
 double spin_tiles(std::int64_t rounds) {
   const TileRegisters configured;
   alignas(64) const BFloat16 zeros[kTileSize] = {};
+  finish_stores();
   _tile_loadd(4, zeros, 64);
   _tile_loadd(5, zeros, 64);
   for (std::int64_t n = 0; n < rounds; ++n) {
