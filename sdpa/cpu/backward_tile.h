@@ -43,12 +43,17 @@ template <class S, int Rows, int Columns, typename Element>
 void accumulate_tile(const Accumulation<Element>& a, std::int64_t row, std::int64_t column) {
   Tile<S, Rows, Columns> tile;
   float* sums = a.sums + row * a.stride + column;
-  load(tile, sums, a.stride);
+  clear(tile);
   if (a.weight_row == 1)
     multiply_columns(tile, a.weights + row, a.weight_step, a.x + column, a.x_stride, a.steps);
   else
     multiply_rows(tile, a.weights + row * a.weight_row, a.weight_row, a.x + column, a.x_stride,
                   a.steps);
+  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+      tile.v[i][j] = S::add(S::load(sums + i * a.stride + j * S::kLanes), tile.v[i][j]);
+    });
+  });
   store(tile, sums, a.stride);
 }
 

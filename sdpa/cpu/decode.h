@@ -262,36 +262,33 @@ struct DecodeTask {
   void accumulate_tile(int row, std::int64_t d, int width) {
     float* out = partial.out + row * out_stride() + d;
     OutTile<S, Rows, Vectors> tile;
-    load(tile, out, out_stride());
-    unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
-      const auto factor = S::broadcast(work.rescale[row + r]);
-      unroll<Vectors>([&](auto j)
-                          SDPA_INLINE_LAMBDA { tile.v[r][j] = S::mul(tile.v[r][j], factor); });
-    });
+    clear(tile);
     add_block(tile, row, d, width);
     if ((is_partial || problem.dropout.is_active()) && !is_finite(tile))
       return add_seen(row, Rows, d, Vectors > 1 ? Vectors * S::kLanes : width);
+    unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
+      const auto factor = S::broadcast(work.rescale[row + r]);
+      unroll<Vectors>([&](auto j) SDPA_INLINE_LAMBDA {
+        const auto before = S::load(out + r * out_stride() + j * S::kLanes);
+        tile.v[r][j] = S::multiply_add(before, factor, tile.v[r][j]);
+      });
+    });
     store(tile, out, out_stride());
   }
 
   template <int Rows, int Vectors>
   SDPA_INLINE void add_block(OutTile<S, Rows, Vectors>& tile, int row, std::int64_t d, int width) {
     if constexpr (kPairs && Vectors > 1) {
-      reorder(tile, S::order_as_interleaved);
       add_value_pairs(tile, values, begin, end, d, work.rounded + row * kScoreStride, kScoreStride);
-      reorder(tile, S::order_as_columns);
+      unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
+        unroll<Vectors / 2>([&](auto j) SDPA_INLINE_LAMBDA {
+          S::order_as_columns(tile.v[r][2 * j], tile.v[r][2 * j + 1]);
+        });
+      });
     } else {
       add_values(tile, values, begin, end, d, width, work.scores + row * kScoreStride,
                  kScoreStride);
     }
-  }
-
-  template <int Rows, int Vectors, typename Order>
-  static SDPA_INLINE void reorder(OutTile<S, Rows, Vectors>& tile, const Order& order) {
-    unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
-      unroll<Vectors / 2>(
-          [&](auto j) SDPA_INLINE_LAMBDA { order(tile.v[r][2 * j], tile.v[r][2 * j + 1]); });
-    });
   }
 
   /// One row, one key at a time, over columns [d, d + width): rare, and never fast.

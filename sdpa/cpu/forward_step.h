@@ -299,32 +299,37 @@ struct ForwardStep {
     S::store(block.row_sum + lane, S::mul(S::load(block.row_sum + lane), rescale));
   }
 
-  /// O as it stands before this range: zero, as it is, or rescaled.
+  /// Adds the sums of this range to O as it stands before it: nothing yet, as it is, or rescaled.
   template <int Rows>
-  SDPA_INLINE void load_out(std::int64_t d, bool is_rescaled, ScoreTile<Rows>& tile) {
-    if (!block.is_started) return clear(tile);
-    load(tile, block.out + d * kWidth, kWidth);
-    if (!is_rescaled) return;
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      const auto rescale = S::load(block.rescale + j * S::kLanes);
-      unroll<Rows>([&](auto i)
-                       SDPA_INLINE_LAMBDA { tile.v[i][j] = S::mul(tile.v[i][j], rescale); });
-    });
+  SDPA_INLINE void add_to_out(std::int64_t d, bool is_rescaled, ScoreTile<Rows>& tile) {
+    float* out = block.out + d * kWidth;
+    if (block.is_started)
+      unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+        const auto rescale = S::load(block.rescale + j * S::kLanes);
+        unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
+          const auto before = S::load(out + i * kWidth + j * S::kLanes);
+          auto& sum = tile.v[i][j];
+          sum = is_rescaled ? S::multiply_add(before, rescale, sum) : S::add(before, sum);
+        });
+      });
+    store(tile, out, kWidth);
   }
 
+  /// Each range is summed up from zero: continued from O, every key's rounding would be that of the
+  /// sum over all keys before it.
   void accumulate(bool is_rescaled) {
     const auto& keys = context.keys;
     const std::int64_t first = begin / kElementsPerWord<Element>;
     for_row_pieces<S::kRows>(
         0, context.problem.v_dim, [&](auto rows, std::int64_t d) SDPA_INLINE_LAMBDA {
           ScoreTile<rows> tile;
-          load_out(d, is_rescaled, tile);
+          clear(tile);
           multiply_columns(tile, keys.values + first * keys.value_stride + d, keys.value_stride,
                            context.probabilities + first * kWidth, kWidth,
                            words<Element>(end - begin));
           if (may_be_spoiled() && !is_finite(tile) && is_spoiled())
             return accumulate_seen(d, rows, is_rescaled);
-          store(tile, block.out + d * kWidth, kWidth);
+          add_to_out(d, is_rescaled, tile);
         });
   }
 
@@ -346,9 +351,9 @@ struct ForwardStep {
   /// One lane, one key, one dimension at a time: rare, and never fast.
   void accumulate_seen(std::int64_t first, int count, bool is_rescaled) {
     for (std::int64_t d = first; d < first + count; ++d) {
-      ScoreTile<1> tile;
-      load_out(d, is_rescaled, tile);
-      store(tile, block.out + d * kWidth, kWidth);
+      ScoreTile<1> none;
+      clear(none);
+      add_to_out(d, is_rescaled, none);
     }
     for (int key = begin; key < end; ++key)
       for (int lane = 0; lane < block.lanes.count; ++lane)

@@ -49,20 +49,13 @@ struct Avx512BFloat16 : Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v));
   }
 
-  /// Elements of two rows side by side, in an order of their own: see order_as_interleaved.
+  /// Elements of two rows side by side, in an order of their own: see order_as_columns.
   static SDPA_INLINE void interleave(Pairs a, Pairs b, Pairs& first, Pairs& second) {
     first = {_mm512_unpacklo_epi16(a.words, b.words)};
     second = {_mm512_unpackhi_epi16(a.words, b.words)};
   }
 
-  /// Two vectors of neighbouring columns to the order of `interleave`, which takes quads in turn,
-  /// and back.
-  static SDPA_INLINE void order_as_interleaved(Vec& a, Vec& b) {
-    const Vec first = _mm512_shuffle_f32x4(a, b, 0x88);
-    b = _mm512_shuffle_f32x4(a, b, 0xdd);
-    a = first;
-  }
-
+  /// Two vectors in the order of `interleave`, which takes quads in turn, to neighbouring columns.
   static SDPA_INLINE void order_as_columns(Vec& a, Vec& b) {
     const Vec low = _mm512_shuffle_f32x4(a, b, 0x44), high = _mm512_shuffle_f32x4(a, b, 0xee);
     a = _mm512_shuffle_f32x4(low, low, 0xd8);

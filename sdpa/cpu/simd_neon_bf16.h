@@ -61,8 +61,6 @@ struct NeonBFloat16 : Neon {
   }
 
   /// The order of `interleave` is that of the columns.
-  static SDPA_INLINE void order_as_interleaved(Vec&, Vec&) {}
-
   static SDPA_INLINE void order_as_columns(Vec&, Vec&) {}
 
   /// Lane by lane (even, odd), each rounded to nearest.
