@@ -150,7 +150,7 @@ class AmxForward {
         keys_(heads() * packed_.blocks * packed_.key_block_size()),
         values_(heads() * packed_.blocks * packed_.value_block_size()),
         softcap_(make_softcap(problem)),
-        scale_(static_cast<float>(problem.scale) * kLog2E) {
+        scale_(score_factor(problem)) {
     packed_.keys = keys_.get();
     packed_.values = values_.get();
   }
@@ -381,7 +381,7 @@ class AmxForward {
       factor[lane] = sum == 0 ? 0 : rescale / sum;
       if (t_.lse.is_present())
         *t_.lse.at<float>(block.lanes.batch, block.lanes.head[lane], block.lanes.query[lane]) =
-            sum == 0 ? kMinusInfinity : row_max[lane] * kLn2 + __builtin_logf(sum);
+            sum == 0 ? kMinusInfinity : log_sum_exp(row_max[lane], sum);
     }
     transpose_out<S>(block.out, kAmxBlock, factor, block.lanes.count, s_.v_dim, rows);
   }

@@ -478,7 +478,7 @@ class BackwardKernel {
   const BackwardTensors& t_;
   const BackwardLayout& m_;
   const Softcap softcap_;
-  const float score_scale_ = static_cast<float>(s_.scale) * kLog2E;
+  const float score_scale_ = score_factor(s_);
   const float rescale_ = static_cast<float>(s_.dropout.rescale());
   BackwardUnit<S, Element> unit_;
   BackwardAhead ahead_{task_};

@@ -125,8 +125,7 @@ class BackwardUnit {
   const Operand<Element>& grad_out() const { return grad_out_; }
 
   PanelRows<Element> queries_of(const Slab<S>& slab, const Panel<S>& panel) const {
-    return rows_of_panel(query_, elements(m_.query_t), s_.qk_dim,
-                         static_cast<float>(s_.scale) * kLog2E, slab, panel);
+    return rows_of_panel(query_, elements(m_.query_t), s_.qk_dim, score_factor(s_), slab, panel);
   }
 
   PanelRows<Element> grad_outs_of(const Slab<S>& slab, const Panel<S>& panel) const {

@@ -203,7 +203,7 @@ struct DecodeTask {
 
   SDPA_INLINE typename S::Vec masked_score(int row, int key) {
     auto score = S::mul(S::load(work.scores + row * kScoreStride + key),
-                        S::broadcast(static_cast<float>(problem.scale) * kLog2E));
+                        S::broadcast(score_factor(problem)));
     if (softcap.cap > 0) score = cap_score<S>(softcap, score);
     if (!is_partial && begin <= key && key + S::kLanes <= end) return score;
     const auto hidden = S::broadcast(kMinusInfinity);

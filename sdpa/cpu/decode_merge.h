@@ -5,6 +5,7 @@
 
 #include "sdpa/cpu/decode_plan.h"
 #include "sdpa/cpu/lanes.h"
+#include "sdpa/cpu/score.h"
 #include "sdpa/cpu/scratch.h"
 #include "sdpa/cpu/tile.h"
 
@@ -82,8 +83,7 @@ struct DecodeMerge {
       weights[i] = exp2_of(part.row_max[row] - base);
       sum += weights[i] * part.row_sum[row];
     }
-    if (tensors.lse.is_present())
-      *row_of<float>(tensors.lse, lanes, row) = top * kLn2 + __builtin_logf(sum);
+    if (tensors.lse.is_present()) *row_of<float>(tensors.lse, lanes, row) = log_sum_exp(top, sum);
     return sum;
   }
 

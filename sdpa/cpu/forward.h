@@ -191,8 +191,7 @@ struct ForwardTask {
   void start_block(LaneBlock<S, Element>& block) {
     const Data* rows[kWidth];
     find_rows(tensors.query, block.lanes, work.rows, rows);
-    stage_queries<S>(rows, block.lanes.count, problem.qk_dim,
-                     static_cast<float>(problem.scale) * kLog2E, block.queries);
+    stage_queries<S>(rows, block.lanes.count, problem.qk_dim, score_factor(problem), block.queries);
     block.is_started = false;
     for (int lane = 0; lane < kWidth; ++lane) {
       const float sink = problem.has_sinks && lane < block.lanes.count
@@ -302,7 +301,7 @@ struct ForwardTask {
   void store_lse(const LaneBlock<S, Element>& block) {
     for (int lane = 0; lane < block.lanes.count; ++lane)
       *row_of<float>(tensors.lse, block.lanes, lane) =
-          block.row_max[lane] * kLn2 + __builtin_logf(block.row_sum[lane]);
+          log_sum_exp(block.row_max[lane], block.row_sum[lane]);
   }
 };
 
@@ -349,7 +348,7 @@ struct ForwardPass {
                           .tensors = tensors,
                           .softcap = make_softcap(problem),
                           .is_dropping = problem.dropout.is_active(),
-                          .score_scale = static_cast<float>(problem.scale) * kLog2E,
+                          .score_scale = score_factor(problem),
                           .keys = {},
                           .mask = work.mask,
                           .scores = work.scores,

@@ -46,7 +46,8 @@ struct BFloat16Pair {
 
 constexpr double kExactLog2E = 1.44269504088896340736;
 constexpr float kLog2E = static_cast<float>(kExactLog2E);
-constexpr float kLn2 = 0.69314718055994530942f;
+constexpr double kExactLn2 = 0.69314718055994530942;
+constexpr float kLn2 = static_cast<float>(kExactLn2);
 
 /// The widest vector of any instruction set, in floats.
 constexpr int kMaxLanes = 16;
