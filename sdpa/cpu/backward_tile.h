@@ -49,11 +49,7 @@ void accumulate_tile(const Accumulation<Element>& a, std::int64_t row, std::int6
   else
     multiply_rows(tile, a.weights + row * a.weight_row, a.weight_row, a.x + column, a.x_stride,
                   a.steps);
-  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      tile.v[i][j] = S::add(S::load(sums + i * a.stride + j * S::kLanes), tile.v[i][j]);
-    });
-  });
+  add(sums, a.stride, tile);
   store(tile, sums, a.stride);
 }
 
@@ -105,7 +101,9 @@ void multiply_panel(const Product<Element>& m, const Finish& finish) {
   for_row_pieces<S::kRows>(m.first_key, m.last_key, [&](auto rows, std::int64_t key) {
     Tile<S, decltype(rows)::value, Columns> tile;
     clear(tile);
-    multiply_rows(tile, m.a + key * m.a_stride, m.a_stride, m.b, m.b_stride, m.depth);
+    alignas(64) float waiting[rows * Columns * S::kLanes];
+    RowProduct<S, rows, Columns, Element>(m.a + key * m.a_stride, m.a_stride, m.b, m.b_stride)
+        .run(tile, m.depth, waiting, Columns * S::kLanes);
     finish(tile, static_cast<int>(key));
   });
 }

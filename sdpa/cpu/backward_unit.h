@@ -304,28 +304,40 @@ class BackwardUnit {
 
   template <int Columns>
   void sum_by_columns(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out) {
+    static_assert(kDepthPiece % kKeyStep == 0);
+    constexpr int kWidth = Columns * S::kLanes;
+    float* to = at(m_.delta) + slab.start + panel.start;
+    for (std::int64_t piece = 0; piece == 0 || piece < s_.v_dim; piece += kDepthPiece) {
+      Tile<S, 1, Columns> sum;
+      clear(sum);
+      for (std::int64_t column = piece; column < s_.v_dim && column < piece + kDepthPiece;
+           column += kKeyStep)
+        add_columns(slab, panel, out, column, sum);
+      if (piece > 0) add(to, kWidth, sum);
+      store(sum, to, kWidth);
+    }
+  }
+
+  /// The next kKeyStep columns.
+  template <int Columns>
+  void add_columns(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out,
+                   std::int64_t column, Tile<S, 1, Columns>& sum) {
     constexpr int kWidth = Columns * S::kLanes;
     const auto* grad_out = reinterpret_cast<const float*>(grad_outs_of(slab, panel).lanes);
     const int first = slab.start + panel.start;
     const auto factor = static_cast<float>(s_.dropout.rescale());  // in grad_out already
-    Tile<S, 1, Columns> sum;
-    clear(sum);
-    for (int column = 0; column < s_.v_dim; column += kKeyStep) {
-      const int left = static_cast<int>(s_.v_dim) - column;
-      const int columns = left < kKeyStep ? left : kKeyStep;
-      const float* row[kWidth];
-      for (int i = 0; i < kWidth; ++i)
-        row[i] = first + i < rows_ ? reinterpret_cast<const float*>(out.row[first + i]) + column
-                                   : nullptr;
-      transpose_in<S>(row, kWidth, columns, factor == 0 ? 0 : 1 / factor, at(m_.p), kWidth);
-      for (int c = 0; c < columns; ++c)
-        unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-          const float* from = grad_out + (column + c) * kWidth + j * S::kLanes;
-          sum.v[0][j] = S::multiply_add(S::load(at(m_.p) + c * kWidth + j * S::kLanes),
-                                        S::load(from), sum.v[0][j]);
-        });
-    }
-    store(sum, at(m_.delta) + first, kWidth);
+    const std::int64_t left = s_.v_dim - column, columns = left < kKeyStep ? left : kKeyStep;
+    const float* row[kWidth];
+    for (int i = 0; i < kWidth; ++i)
+      row[i] =
+          first + i < rows_ ? reinterpret_cast<const float*>(out.row[first + i]) + column : nullptr;
+    transpose_in<S>(row, kWidth, columns, factor == 0 ? 0 : 1 / factor, at(m_.p), kWidth);
+    for (std::int64_t c = 0; c < columns; ++c)
+      unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
+        const float* from = grad_out + (column + c) * kWidth + j * S::kLanes;
+        sum.v[0][j] = S::multiply_add(S::load(at(m_.p) + c * kWidth + j * S::kLanes), S::load(from),
+                                      sum.v[0][j]);
+      });
   }
 
   /// As many rows at a time as a vector has lanes: one transposition adds up their lanes.

@@ -104,7 +104,7 @@ void multiply_and_finish(const Product<Element>& m, float* waiting, std::int64_t
             last.template finish<S::kRows>(steps);
         }
         if (last.waits()) last.template finish<S::kRows>(nothing);
-        product.run(tile, m.depth);
+        product.run(tile, m.depth, waiting, stride);
         last.put(tile, static_cast<int>(key));
         if constexpr (rows != S::kRows) last.template finish<rows>(nothing);
       });
