@@ -152,11 +152,11 @@ SDPA_INLINE void for_row_pieces(std::int64_t first, std::int64_t last, Function&
   if constexpr (Rows > 1) for_row_pieces<Rows / 2>(first, last, function);
 }
 
-/// to[column][lane] = scale * from[lane][column], in tiles of kLanes x kLanes: lanes are `count`
+/// to[column][lane] = finish(from[lane][column]), in tiles of kLanes x kLanes: lanes are `count`
 /// rows given by their addresses (nullptr: zeros); `columns` of each are read.
-template <class S, typename Element>
-void transpose_in(const Element* const* rows, int lanes, std::int64_t columns, float scale,
-                  float* to, std::int64_t lane_stride) {
+template <class S, typename Element, class Finish>
+SDPA_INLINE void transpose_in(const Element* const* rows, int lanes, std::int64_t columns,
+                              float* to, std::int64_t lane_stride, const Finish& finish) {
   constexpr int kLanes = S::kLanes;
   for (int lane = 0; lane < lanes; lane += kLanes)
     for (std::int64_t column = 0; column < columns; column += kLanes) {
@@ -170,10 +170,18 @@ void transpose_in(const Element* const* rows, int lanes, std::int64_t columns, f
       });
       S::transpose(block);
       unroll<kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
-        if (i < width)
-          S::store(to + (column + i) * lane_stride + lane, S::mul(block[i], S::broadcast(scale)));
+        if (i < width) S::store(to + (column + i) * lane_stride + lane, finish(block[i]));
       });
     }
+}
+
+/// to[column][lane] = scale * from[lane][column].
+template <class S, typename Element>
+void transpose_in(const Element* const* rows, int lanes, std::int64_t columns, float scale,
+                  float* to, std::int64_t lane_stride) {
+  transpose_in<S>(rows, lanes, columns, to, lane_stride, [&](typename S::Vec v) SDPA_INLINE_LAMBDA {
+    return S::mul(v, S::broadcast(scale));
+  });
 }
 
 /// rows[lane][column] = from[column][lane] * factor[lane]: the way back; rows that are nullptr are
