@@ -145,22 +145,11 @@ struct Operands<S, BFloat16Pair> {
   /// to[word][row] = rows[first + row][word]; bfloat16 has no room for a factor.
   static void transpose(const Operand<BFloat16Pair>& from, int first, int count, int columns, float,
                         BFloat16Pair* to) {
-    const auto* rows = reinterpret_cast<const float*>(from.rows + first * from.row_stride);
-    const int words = (columns + 1) / 2;
-    for (int lane = 0; lane < count; lane += S::kLanes)
-      for (int word = 0; word < words; word += S::kLanes) {
-        const int width = words - word < S::kLanes ? words - word : S::kLanes;
-        V block[S::kLanes];
-        unroll<S::kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
-          const float* row = rows + (lane + i) * from.row_stride + word;
-          block[i] = width == S::kLanes ? S::load(row) : S::load_part(row, width);
-        });
-        S::transpose(block);
-        unroll<S::kLanes>([&](auto i) SDPA_INLINE_LAMBDA {
-          if (i < width)
-            S::store(reinterpret_cast<float*>(to + (word + i) * count + lane), block[i]);
-        });
-      }
+    const float* row[kMaxBlockLanes];
+    for (int i = 0; i < count; ++i)
+      row[i] = reinterpret_cast<const float*>(from.rows + (first + i) * from.row_stride);
+    transpose_in<S>(row, count, (columns + 1) / 2, reinterpret_cast<float*>(to), count,
+                    [](V words) SDPA_INLINE_LAMBDA { return words; });
   }
 
   static SDPA_INLINE V load(const BFloat16Pair* row, std::int64_t column) {
