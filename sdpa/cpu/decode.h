@@ -42,6 +42,7 @@ struct DecodeWorkspace {
   float* scores;          ///< [rows][kScoreStride], then probabilities
   BFloat16* rounded;      ///< [rows][kScoreStride]: probabilities for products of pairs
   float* lane_sums;       ///< [rows][kLanes]: row_sum before its lanes are added
+  float* lane_weights;    ///< the same of weight_sum
   float* rescale;         ///< [rows]: what the block's maximum makes of O
   float* keys;            ///< [kKeyBlock][qk_dim], for elements that are not neighbours
   float* values;          ///< [kKeyBlock][v_dim]
@@ -55,6 +56,7 @@ struct DecodeWorkspace {
     scores = arena.take<float>(plan.rows * kScoreStride);
     rounded = arena.take<BFloat16>(S::kHasBFloat16Dot ? plan.rows * kScoreStride : 0);
     lane_sums = arena.take<float>(plan.rows * S::kLanes);
+    lane_weights = arena.take<float>(plan.rows * S::kLanes);
     rescale = arena.take<float>(plan.rows);
     keys = arena.take<float>(kKeyBlock * problem.qk_dim);
     values = arena.take<float>(kKeyBlock * problem.v_dim);
@@ -113,7 +115,8 @@ struct DecodeTask {
       for (std::int64_t d = problem.qk_dim; d < query_stride(); ++d) to[d] = Query{};
       partial.row_max[row] = kMinusInfinity;
     }
-    for (std::int64_t i = 0; i < rows() * S::kLanes; ++i) work.lane_sums[i] = 0;
+    for (std::int64_t i = 0; i < rows() * S::kLanes; ++i)
+      work.lane_sums[i] = work.lane_weights[i] = 0;
     for (std::int64_t i = 0; i < rows() * out_stride(); ++i) partial.out[i] = 0;
   }
 
@@ -190,15 +193,22 @@ struct DecodeTask {
     }
     const float base = raise_maximum(row, largest);
     float* lane_sums = work.lane_sums + row * S::kLanes;
+    float* lane_weights = work.lane_weights + row * S::kLanes;
     auto sum = S::mul(S::load(lane_sums), S::broadcast(work.rescale[row]));
+    [[maybe_unused]] auto weight = S::mul(S::load(lane_weights), S::broadcast(work.rescale[row]));
     for (int key = first; key < last; key += S::kLanes) {
       auto p = exp2<S>(S::sub(S::load(scores + key), S::broadcast(base)));
       sum = S::add(sum, p);
+      if constexpr (kPairs) {
+        p = S::round_to_bfloat16(p);
+        weight = S::add(weight, p);
+      }
       if (problem.dropout.is_active()) p = S::keep(row_sees(work.mask->kept, row, key), p);
       S::store(scores + key, p);
       if constexpr (kPairs) S::store_rounded(work.rounded + row * kScoreStride + key, p);
     }
     S::store(lane_sums, sum);
+    if constexpr (kPairs) S::store(lane_weights, weight);
   }
 
   SDPA_INLINE typename S::Vec masked_score(int row, int key) {
@@ -314,11 +324,17 @@ struct DecodeTask {
            (!problem.dropout.is_active() || (work.mask->kept[key >> 5][row] & bit) != 0);
   }
 
+  static float sum_lanes(const float* lanes) {
+    float sum = 0;
+    for (int lane = 0; lane < S::kLanes; ++lane) sum += lanes[lane];
+    return sum;
+  }
+
   void finish() {
     for (int row = 0; row < rows(); ++row) {
-      float sum = 0;
-      for (int lane = 0; lane < S::kLanes; ++lane) sum += work.lane_sums[row * S::kLanes + lane];
-      partial.row_sum[row] = sum;
+      partial.row_sum[row] = sum_lanes(work.lane_sums + row * S::kLanes);
+      partial.weight_sum[row] =
+          kPairs ? sum_lanes(work.lane_weights + row * S::kLanes) : partial.row_sum[row];
     }
   }
 };

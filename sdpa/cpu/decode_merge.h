@@ -11,11 +11,12 @@
 
 namespace sdpa::cpu {
 
-/// What a part leaves behind: for each row its maximum and sum, and the output before division.
+/// What a part leaves behind: for each row its maximum and sums, and the output before division.
 struct DecodePartial {
-  float* row_max;  ///< [kMaxDecodeRows]
-  float* row_sum;  ///< [kMaxDecodeRows]
-  float* out;      ///< [rows][padded v_dim]
+  float* row_max;     ///< [kMaxDecodeRows]
+  float* row_sum;     ///< [kMaxDecodeRows]
+  float* weight_sum;  ///< [kMaxDecodeRows]: row_sum of probabilities as the output takes them
+  float* out;         ///< [rows][padded v_dim]
 };
 
 constexpr std::int64_t kDecodePad = 2 * kMaxLanes;
@@ -30,12 +31,15 @@ struct DecodePartials {
   std::int64_t rows, columns;
 
   static std::int64_t floats(std::int64_t rows, std::int64_t v_dim) {
-    return 2 * kMaxDecodeRows + rows * padded_for_decode(v_dim);
+    return 3 * kMaxDecodeRows + rows * padded_for_decode(v_dim);
   }
 
   DecodePartial operator[](std::int64_t index) const {
     float* at = data + index * floats(rows, columns);
-    return {.row_max = at, .row_sum = at + kMaxDecodeRows, .out = at + 2 * kMaxDecodeRows};
+    return {.row_max = at,
+            .row_sum = at + kMaxDecodeRows,
+            .weight_sum = at + 2 * kMaxDecodeRows,
+            .out = at + 3 * kMaxDecodeRows};
   }
 };
 
@@ -67,7 +71,7 @@ struct DecodeMerge {
     return lanes[0];
   }
 
-  /// The row's sum; writes its log-sum-exp.
+  /// What the row's output is divided by; writes its log-sum-exp.
   float weigh(int row) {
     const float sink =
         problem.has_sinks ? sink_logit(tensors.sinks, lanes.head[row]) : -__builtin_inff();
@@ -77,14 +81,15 @@ struct DecodeMerge {
       top = each > top ? each : top;
     }
     const float base = top == -__builtin_inff() ? 0 : top;
-    float sum = problem.has_sinks ? exp2_of(sink - base) : 0;
+    float sum = problem.has_sinks ? exp2_of(sink - base) : 0, weight_sum = sum;
     for (std::int64_t i = 0; i < count; ++i) {
       const DecodePartial part = parts[first + i];
       weights[i] = exp2_of(part.row_max[row] - base);
       sum += weights[i] * part.row_sum[row];
+      weight_sum += weights[i] * part.weight_sum[row];
     }
     if (tensors.lse.is_present()) *row_of<float>(tensors.lse, lanes, row) = log_sum_exp(top, sum);
-    return sum;
+    return weight_sum + 0 * sum;  // a rounded NaN may not be one
   }
 
   void store_row(int row, float factor) {

@@ -18,7 +18,7 @@
 //   kLooksUpPowers        whether power_of_32nds, beyond_32nds and limit exist
 //   kHasBFloat16Dot       whether Pairs exist: multiply_add(Pairs, Pairs, Vec), pack_pairs and
 //                         load_pairs load_pairs_part store_rounded interleave
-//                         order_as_columns
+//                         order_as_columns round_to_bfloat16
 //   zero broadcast load store load_part store_part     float, Float16 or BFloat16 in memory
 //   add sub mul div min max round multiply_add scale_by_power
 //   greater not_less is_finite any to_bits select keep both    predicates; `greater` is false

@@ -69,6 +69,11 @@ struct NeonBFloat16 : Neon {
     return {vreinterpretq_u32_u16(vcombine_u16(zipped.val[0], zipped.val[1]))};
   }
 
+  /// To the nearest bfloat16.
+  static SDPA_INLINE Vec round_to_bfloat16(Vec v) {
+    return reinterpret_cast<Vec>(vshll_n_u16(rounded(v), 16));
+  }
+
  private:
   static SDPA_INLINE uint16x4_t rounded(Vec v) {
     return vreinterpret_u16_bf16(vcvt_bf16_f32(reinterpret_cast<float32x4_t>(v)));
