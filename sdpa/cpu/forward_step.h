@@ -182,6 +182,7 @@ struct ForwardStep {
             block.queries,
             kWidth,
             words<Element>(context.problem.qk_dim),
+            depth_piece(context.problem.kv_len),
             begin,
             end};
   }
