@@ -260,7 +260,7 @@ class BackwardKernel {
       if (panel.is_dotted) return dot_panel<S, Columns>(keys, rows, first, last, finish);
     multiply_panel<S, Columns>(
         Product<Element>{keys.rows, keys.row_stride, rows.lanes, panel.width(),
-                         words<Element>(rows.columns), depth_piece(s_.kv_len), first, last},
+                         words<Element>(rows.columns), first, last},
         finish);
   }
 

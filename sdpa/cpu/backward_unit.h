@@ -307,26 +307,26 @@ class BackwardUnit {
     static_assert(kDepthPiece % kKeyStep == 0);
     constexpr int kWidth = Columns * S::kLanes;
     float* to = at(m_.delta) + slab.start + panel.start;
-    const std::int64_t piece = depth_piece(s_.kv_len), step = piece < kKeyStep ? piece : kKeyStep;
-    for (std::int64_t first = 0; first == 0 || first < s_.v_dim; first += piece) {
+    for (std::int64_t piece = 0; piece == 0 || piece < s_.v_dim; piece += kDepthPiece) {
       Tile<S, 1, Columns> sum;
       clear(sum);
-      for (std::int64_t column = first; column < s_.v_dim && column < first + piece; column += step)
-        add_columns(slab, panel, out, column, step, sum);
-      if (first > 0) add(to, kWidth, sum);
+      for (std::int64_t column = piece; column < s_.v_dim && column < piece + kDepthPiece;
+           column += kKeyStep)
+        add_columns(slab, panel, out, column, sum);
+      if (piece > 0) add(to, kWidth, sum);
       store(sum, to, kWidth);
     }
   }
 
-  /// At most kKeyStep columns.
+  /// The next kKeyStep columns.
   template <int Columns>
   void add_columns(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out,
-                   std::int64_t column, std::int64_t most, Tile<S, 1, Columns>& sum) {
+                   std::int64_t column, Tile<S, 1, Columns>& sum) {
     constexpr int kWidth = Columns * S::kLanes;
     const auto* grad_out = reinterpret_cast<const float*>(grad_outs_of(slab, panel).lanes);
     const int first = slab.start + panel.start;
     const auto factor = static_cast<float>(s_.dropout.rescale());  // in grad_out already
-    const std::int64_t left = s_.v_dim - column, columns = left < most ? left : most;
+    const std::int64_t left = s_.v_dim - column, columns = left < kKeyStep ? left : kKeyStep;
     const float* row[kWidth];
     for (int i = 0; i < kWidth; ++i)
       row[i] =

@@ -25,7 +25,7 @@ struct Product {
   std::int64_t a_stride;
   const Element* b;  ///< [depth][b_stride], at the panel's first lane
   std::int64_t b_stride;
-  std::int64_t depth, piece;  ///< steps, and how many are summed up in one go
+  std::int64_t depth;
   int first_key, last_key;
 };
 
@@ -87,7 +87,7 @@ class WaitingTile {
 template <class S, int Columns, typename Element, class Finish>
 void multiply_and_finish(const Product<Element>& m, float* waiting, std::int64_t stride,
                          const Finish& finish) {
-  constexpr int kSteps = WaitingTile<S, Columns, Finish>::kParts * Finish::kAtOnce;
+  constexpr int kParts = WaitingTile<S, Columns, Finish>::kParts;
   const auto nothing = [] SDPA_INLINE_LAMBDA {};
   WaitingTile<S, Columns, Finish> last(waiting, stride, finish);
   for_row_pieces<S::kRows>(
@@ -100,11 +100,11 @@ void multiply_and_finish(const Product<Element>& m, float* waiting, std::int64_t
           unroll<Finish::kAtOnce>([&](auto) SDPA_INLINE_LAMBDA { product.step(tile); });
         };
         if constexpr (rows == S::kRows) {
-          if (last.waits() && m.depth >= kSteps && m.piece >= kSteps)
+          if (last.waits() && m.depth >= Finish::kAtOnce * kParts)
             last.template finish<S::kRows>(steps);
         }
         if (last.waits()) last.template finish<S::kRows>(nothing);
-        product.run(tile, m.depth, m.piece, waiting, stride);
+        product.run(tile, m.depth, waiting, stride);
         last.put(tile, static_cast<int>(key));
         if constexpr (rows != S::kRows) last.template finish<rows>(nothing);
       });

@@ -182,7 +182,6 @@ struct ForwardStep {
             block.queries,
             kWidth,
             words<Element>(context.problem.qk_dim),
-            depth_piece(context.problem.kv_len),
             begin,
             end};
   }

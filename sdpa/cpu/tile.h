@@ -71,14 +71,9 @@ SDPA_INLINE bool is_finite(const Tile<S, Rows, Columns>& tile) {
   return S::to_bits(S::is_finite(total)) == (1u << S::kLanes) - 1u;
 }
 
-/// Steps of a score that are summed up in one go. Another border of the tile beside 128 costs a
-/// percent (float32, D256: outputs from 1.5 to 1.0 times torch's distance from double precision).
-/// With few keys scores are not what takes the time (33 x 8, D64: from 1.4 to 1.0).
-constexpr std::int64_t kDepthPiece = 128, kShortDepthPiece = 8, kFewKeys = 12;
-
-SDPA_INLINE std::int64_t depth_piece(std::int64_t kv_len) {
-  return kv_len < kFewKeys ? kShortDepthPiece : kDepthPiece;
-}
+/// Steps of a score that are summed up in one go (float32, D256: outputs from 1.5 to 1.0 times
+/// torch's distance from double precision). Another border of the tile beside them costs a percent.
+constexpr std::int64_t kDepthPiece = 128;
 
 /// multiply_rows, step by step.
 template <class S, int Rows, int Columns, typename Element>
@@ -105,10 +100,10 @@ class RowProduct {
 
   /// The steps up to `depth`, in pieces that are summed up one by one: the rounding of each step is
   /// that of the sum so far. `waiting` is room for the tile where it has more than one piece.
-  SDPA_INLINE void run(Tile<S, Rows, Columns>& tile, std::int64_t depth, std::int64_t piece,
-                       float* waiting, std::int64_t stride) {
-    run_to(tile, depth < piece ? depth : piece);
-    for (std::int64_t end = 2 * piece; done_ < depth; end += piece) {
+  SDPA_INLINE void run(Tile<S, Rows, Columns>& tile, std::int64_t depth, float* waiting,
+                       std::int64_t stride) {
+    run_to(tile, depth < kDepthPiece ? depth : kDepthPiece);
+    for (std::int64_t end = 2 * kDepthPiece; done_ < depth; end += kDepthPiece) {
       store(tile, waiting, stride);
       clear(tile);
       run_to(tile, depth < end ? depth : end);
