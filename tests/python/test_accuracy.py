@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Distance from double precision: that of torch's default function, or less."""
+"""Distance from double precision: about that of torch's default function, or less."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from mps_sdpa.harness import calls, reference
 from mps_sdpa.harness.cases import Case, MaskSpec
 from mps_sdpa.harness.data import Inputs, make_inputs
 
-# Over the seeds of a case the ratio is known to about 3 %; torch's own sums differ by as much
-# between processors.
-_MARGIN = 1.1
+# Over the seeds of a case the ratio is known to about 3 %. Torch's own sums differ between
+# processors: 0.53 to 1.07 with AVX-512, up to 1.09 with AVX2 on both sides, 1.14 where torch has
+# neither. Sums in one chain over all keys, rows or dimensions were at 1.3 to 1.7.
+_MARGIN = 1.2
 _SOFT = MaskSpec("full", "float32", "soft")
 
 
@@ -53,7 +54,7 @@ def _squares(case: Case, inputs: Inputs, backend: str, exact: reference.Result) 
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_no_worse_than_torch(case: Case) -> None:
+def test_as_near_as_torch(case: Case) -> None:
     errors = {"cpu": torch.zeros(4), "stock": torch.zeros(4)}
     for seed in range(4 if case.q_len * case.kv_len > 20000 else 12):
         inputs = make_inputs(case, seed=seed)
