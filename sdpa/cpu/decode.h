@@ -82,12 +82,14 @@ struct DecodeTask {
   DecodePartial partial;
   Lanes lanes{};
   Softcap softcap{};
+  float score_scale = 1;
   DecodeRows<Element> keys{}, values{};
   int begin = 0, end = 0;  ///< keys of the block that matter
   bool is_partial = false;
 
   void run(std::int64_t head, std::int64_t split) {
     softcap = make_softcap(problem);
+    score_scale = score_factor(problem);
     lanes = make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads, plan.first_row,
                        rows());
     start();
@@ -212,8 +214,7 @@ struct DecodeTask {
   }
 
   SDPA_INLINE typename S::Vec masked_score(int row, int key) {
-    auto score = S::mul(S::load(work.scores + row * kScoreStride + key),
-                        S::broadcast(score_factor(problem)));
+    auto score = S::mul(S::load(work.scores + row * kScoreStride + key), S::broadcast(score_scale));
     if (softcap.cap > 0) score = cap_score<S>(softcap, score);
     if (!is_partial && begin <= key && key + S::kLanes <= end) return score;
     const auto hidden = S::broadcast(kMinusInfinity);
