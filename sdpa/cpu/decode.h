@@ -199,7 +199,7 @@ struct DecodeTask {
     auto sum = S::mul(S::load(lane_sums), S::broadcast(work.rescale[row]));
     [[maybe_unused]] auto weight = S::mul(S::load(lane_weights), S::broadcast(work.rescale[row]));
     for (int key = first; key < last; key += S::kLanes) {
-      auto p = exp2<S>(S::sub(S::load(scores + key), S::broadcast(base)));
+      auto p = exp2<S, Rounding::kExact>(S::sub(S::load(scores + key), S::broadcast(base)));
       sum = S::add(sum, p);
       if constexpr (kPairs) {
         p = S::round_to_bfloat16(p);
@@ -326,9 +326,11 @@ struct DecodeTask {
   }
 
   static float sum_lanes(const float* lanes) {
-    float sum = 0;
-    for (int lane = 0; lane < S::kLanes; ++lane) sum += lanes[lane];
-    return sum;
+    float sums[S::kLanes];
+    __builtin_memcpy(sums, lanes, sizeof sums);
+    for (int half = S::kLanes / 2; half > 0; half /= 2)
+      for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+    return sums[0];
   }
 
   void finish() {

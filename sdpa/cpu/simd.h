@@ -65,32 +65,43 @@ SDPA_INLINE constexpr void unroll(Function&& function) {
   unroll_over(std::make_integer_sequence<int, Count>{}, function);
 }
 
-/// What a probability is kept as.
-enum class Rounding : std::uint8_t { kFloat, kTo16Bits };
+/// What a probability is kept as. kExact: a float, by a polynomial whose error is far below its
+/// rounding; for few rows, whose exponentials cost nothing beside reading the keys.
+enum class Rounding : std::uint8_t { kExact, kFloat, kTo16Bits };
 
 /// 2^t = 2^n 2^r with n the nearest multiple of 1/32, whose power is looked up, and a minimax
-/// polynomial for 2^r that is exact at 0: relative error 5.3e-8, or 5.9e-5 with one term. A vector
-/// takes the multipliers for three operations where the polynomial alone takes them for seven.
+/// polynomial for 2^r that is exact at 0: relative error 1.3e-10, 5.3e-8 or 5.9e-5 with three, two
+/// or one term. A vector takes the multipliers for three operations where the polynomial alone
+/// takes them for seven.
 template <class S, Rounding kRounding>
 SDPA_INLINE typename S::Vec exp2_by_table(typename S::Vec t) {
   const auto power = S::power_of_32nds(S::limit(t, S::broadcast(127.0f)));
   const auto r = S::beyond_32nds(t);
-  auto rise = S::broadcast(0.69315733f);
+  auto rise = S::broadcast(0.69312008f);
   if constexpr (kRounding == Rounding::kFloat)
-    rise = S::multiply_add(r, S::broadcast(0.2402265f), rise);
-  else
-    rise = S::broadcast(0.69312008f);
+    rise = S::multiply_add(r, S::broadcast(0.2402265f), S::broadcast(0.69315733f));
+  if constexpr (kRounding == Rounding::kExact) {
+    rise = S::multiply_add(r, S::broadcast(0.0555045679f), S::broadcast(0.240228459f));
+    rise = S::multiply_add(r, rise, S::broadcast(0.693147182f));
+  }
   return S::multiply_add(power, S::mul(rise, r), power);
 }
 
 /// 2^t = 2^n 2^f with n whole and f in [-1/2, 1/2], and a minimax polynomial for 2^f: relative
-/// error 7.5e-8 for degree 5, 7.5e-5 for degree 3.
+/// error 1.6e-8 for degree 6, 7.5e-8 for degree 5, 7.5e-5 for degree 3.
 template <class S, Rounding kRounding>
 SDPA_INLINE typename S::Vec exp2_by_polynomial(typename S::Vec t) {
   const auto n = S::round(t);
   const auto f = S::sub(t, n);
   typename S::Vec p;
-  if constexpr (kRounding == Rounding::kFloat) {
+  if constexpr (kRounding == Rounding::kExact) {
+    p = S::multiply_add(S::broadcast(0.000153458124f), f, S::broadcast(0.00133999309f));
+    p = S::multiply_add(p, f, S::broadcast(0.00961848907f));
+    p = S::multiply_add(p, f, S::broadcast(0.0555032864f));
+    p = S::multiply_add(p, f, S::broadcast(0.240226462f));
+    p = S::multiply_add(p, f, S::broadcast(0.693147182f));
+    p = S::multiply_add(p, f, S::broadcast(1.0f));
+  } else if constexpr (kRounding == Rounding::kFloat) {
     p = S::multiply_add(S::broadcast(0.0013276472f), f, S::broadcast(0.00967554133f));
     p = S::multiply_add(p, f, S::broadcast(0.0555071327f));
     p = S::multiply_add(p, f, S::broadcast(0.240221197f));
