@@ -17,6 +17,7 @@ template <typename Element>
 struct PanelRows {
   const Element* data;
   std::int64_t stride, columns;
+  std::int64_t piece;  ///< columns that are summed up in one go
   int count;
   const Element* lanes;  ///< transposed; of floats, times `factor`
   float factor;

@@ -242,8 +242,8 @@ class BackwardKernel {
       for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
         x = S::sub(x, S::load(lse + j * S::kLanes));
         if constexpr (!kPairs) x = S::sub(x, S::load(lse_rest + j * S::kLanes));
-        x = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(x);
       });
+      exponentiate(panel, tile);
       if (unit_.has_nan_row() && panel.coverage == Coverage::kPartial)
         keep_visible(panel.mask, step_ + key, tile);
       store(tile, at(m_.p) + key * lanes_ + start, lanes_);
@@ -260,14 +260,18 @@ class BackwardKernel {
       if (panel.is_dotted) return dot_panel<S, Columns>(keys, rows, first, last, finish);
     multiply_panel<S, Columns>(
         Product<Element>{keys.rows, keys.row_stride, rows.lanes, panel.width(),
-                         words<Element>(rows.columns), first, last},
+                         words<Element>(rows.columns), rows.piece, first, last},
         finish);
   }
 
+  /// As exactly as the forward pass does.
   template <class T>
-  static SDPA_INLINE void scale(T& tile, float factor) {
-    const auto by = S::broadcast(factor);
-    for_each(tile, [&](auto, auto, V& x) SDPA_INLINE_LAMBDA { x = S::mul(x, by); });
+  static SDPA_INLINE void exponentiate(const Panel<S>& panel, T& tile) {
+    constexpr auto kUsual = kPairs ? Rounding::kTo16Bits : Rounding::kFloat;
+    if (!kPairs && panel.is_dotted)
+      for_each(tile, [](auto, auto, V& x) SDPA_INLINE_LAMBDA { x = exp2<S, Rounding::kExact>(x); });
+    else
+      for_each(tile, [](auto, auto, V& x) SDPA_INLINE_LAMBDA { x = exp2<S, kUsual>(x); });
   }
 
   /// P = 0 where a lane sees nothing, once more: with a log-sum-exp of NaN, exp2(-inf - lse2) is
@@ -284,13 +288,6 @@ class BackwardKernel {
     Tile<S, 1, Columns> zero;
     clear(zero);
     for (int key = first; key < last; ++key) Ops::store_by_lane(zero, ds_, key, panel.start);
-  }
-
-  template <int Rows, int Columns, class Function>
-  static SDPA_INLINE void for_each(Tile<S, Rows, Columns>& tile, const Function& function) {
-    unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-      unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA { function(i, j, tile.v[i][j]); });
-    });
   }
 
   template <class T>
@@ -457,11 +454,15 @@ class BackwardKernel {
   void sum_over_rows(const Rectangle& seen, const Weights<Element>& weights,
                      const Operand<Element>& x, float* sums, std::int64_t stride) {
     constexpr int kParts = kElementsPerWord<Element>;
-    const std::int64_t row_words = lanes_ / kParts;
-    sum({weights.by_lane + seen.first * row_words + seen.lane / kParts, row_words, 1,
-         x.steps + (slab_->start + seen.lane) / kParts * x.step_stride, x.step_stride, sums, stride,
-         seen.last - seen.first, words<Element>(seen.rows)},
-        x.is_finite);
+    const std::int64_t row_words = lanes_ / kParts, piece = row_piece(s_);
+    for (std::int64_t row = 0; row < seen.rows; row += piece) {
+      const std::int64_t word = (seen.lane + row) / kParts;
+      const std::int64_t rows = seen.rows - row < piece ? seen.rows - row : piece;
+      sum({weights.by_lane + seen.first * row_words + word, row_words, 1,
+           x.steps + (slab_->start / kParts + word) * x.step_stride, x.step_stride, sums, stride,
+           seen.last - seen.first, words<Element>(rows)},
+          x.is_finite);
+    }
   }
 
   void add_to_mask() {

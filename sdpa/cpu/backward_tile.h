@@ -103,7 +103,7 @@ void multiply_panel(const Product<Element>& m, const Finish& finish) {
     clear(tile);
     alignas(64) float waiting[rows * Columns * S::kLanes];
     RowProduct<S, rows, Columns, Element>(m.a + key * m.a_stride, m.a_stride, m.b, m.b_stride)
-        .run(tile, m.depth, waiting, Columns * S::kLanes);
+        .run(tile, m.depth, m.piece, waiting, Columns * S::kLanes);
     finish(tile, static_cast<int>(key));
   });
 }

@@ -125,11 +125,12 @@ class BackwardUnit {
   const Operand<Element>& grad_out() const { return grad_out_; }
 
   PanelRows<Element> queries_of(const Slab<S>& slab, const Panel<S>& panel) const {
-    return rows_of_panel(query_, elements(m_.query_t), s_.qk_dim, score_factor(s_), slab, panel);
+    return rows_of_panel(query_, elements(m_.query_t), s_.qk_dim, score_piece(s_), score_factor(s_),
+                         slab, panel);
   }
 
   PanelRows<Element> grad_outs_of(const Slab<S>& slab, const Panel<S>& panel) const {
-    return rows_of_panel(grad_out_, elements(m_.grad_out_t), s_.v_dim,
+    return rows_of_panel(grad_out_, elements(m_.grad_out_t), s_.v_dim, grad_piece(s_),
                          static_cast<float>(s_.dropout.rescale()), slab, panel);
   }
 
@@ -144,11 +145,12 @@ class BackwardUnit {
   /// `lanes` are [words of columns][width of the panel], panel by panel, so that a panel's lie
   /// close together whatever the unit's width.
   static PanelRows<Element> rows_of_panel(const Operand<Element>& from, const Element* lanes,
-                                          std::int64_t columns, float factor, const Slab<S>& slab,
-                                          const Panel<S>& panel) {
+                                          std::int64_t columns, std::int64_t piece, float factor,
+                                          const Slab<S>& slab, const Panel<S>& panel) {
     const std::int64_t first = slab.start + panel.start;
-    return {from.rows + first * from.row_stride,     from.row_stride, columns, panel.lanes.count,
-            lanes + first * words<Element>(columns), factor};
+    return {
+        from.rows + first * from.row_stride,     from.row_stride, columns, piece, panel.lanes.count,
+        lanes + first * words<Element>(columns), factor};
   }
 
   /// Slabs of nearly equal size, whole vectors each.
@@ -304,21 +306,15 @@ class BackwardUnit {
 
   template <int Columns>
   void sum_by_columns(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out) {
-    static_assert(kDepthPiece % kKeyStep == 0);
-    constexpr int kWidth = Columns * S::kLanes;
     float* to = at(m_.delta) + slab.start + panel.start;
-    for (std::int64_t piece = 0; piece == 0 || piece < s_.v_dim; piece += kDepthPiece) {
-      Tile<S, 1, Columns> sum;
-      clear(sum);
-      for (std::int64_t column = piece; column < s_.v_dim && column < piece + kDepthPiece;
-           column += kKeyStep)
-        add_columns(slab, panel, out, column, sum);
-      if (piece > 0) add(to, kWidth, sum);
-      store(sum, to, kWidth);
-    }
+    Tile<S, 1, Columns> sum;
+    clear(sum);
+    for (std::int64_t column = 0; column < s_.v_dim; column += kKeyStep)
+      add_columns(slab, panel, out, column, sum);
+    store(sum, to, Columns * S::kLanes);
   }
 
-  /// The next kKeyStep columns.
+  /// The next kKeyStep columns, whole pieces but for the last.
   template <int Columns>
   void add_columns(const Slab<S>& slab, const Panel<S>& panel, const TensorRows& out,
                    std::int64_t column, Tile<S, 1, Columns>& sum) {
@@ -332,12 +328,27 @@ class BackwardUnit {
       row[i] =
           first + i < rows_ ? reinterpret_cast<const float*>(out.row[first + i]) + column : nullptr;
     transpose_in<S>(row, kWidth, columns, factor == 0 ? 0 : 1 / factor, at(m_.p), kWidth);
-    for (std::int64_t c = 0; c < columns; ++c)
+    const std::int64_t piece = grad_piece(s_);
+    for (std::int64_t c = 0; c < columns; c += piece)
+      add_piece(at(m_.p) + c * kWidth, grad_out + (column + c) * kWidth,
+                columns - c < piece ? columns - c : piece, sum);
+  }
+
+  /// Columns that dP sums up in one go.
+  template <int Columns>
+  SDPA_INLINE static void add_piece(const float* out, const float* grad_out, std::int64_t columns,
+                                    Tile<S, 1, Columns>& sum) {
+    constexpr int kWidth = Columns * S::kLanes;
+    Tile<S, 1, Columns> part;
+    clear(part);
+    for (std::int64_t at = 0; at < columns * kWidth; at += kWidth)
       unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-        const float* from = grad_out + (column + c) * kWidth + j * S::kLanes;
-        sum.v[0][j] = S::multiply_add(S::load(at(m_.p) + c * kWidth + j * S::kLanes), S::load(from),
-                                      sum.v[0][j]);
+        const std::int64_t place = at + j * S::kLanes;
+        part.v[0][j] =
+            S::multiply_add(S::load(out + place), S::load(grad_out + place), part.v[0][j]);
       });
+    unroll<Columns>([&](auto j)
+                        SDPA_INLINE_LAMBDA { sum.v[0][j] = S::add(sum.v[0][j], part.v[0][j]); });
   }
 
   /// As many rows at a time as a vector has lanes: one transposition adds up their lanes.

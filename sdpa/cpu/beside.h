@@ -25,7 +25,7 @@ struct Product {
   std::int64_t a_stride;
   const Element* b;  ///< [depth][b_stride], at the panel's first lane
   std::int64_t b_stride;
-  std::int64_t depth;
+  std::int64_t depth, piece;  ///< see RowProduct::run
   int first_key, last_key;
 };
 
@@ -104,7 +104,7 @@ void multiply_and_finish(const Product<Element>& m, float* waiting, std::int64_t
             last.template finish<S::kRows>(steps);
         }
         if (last.waits()) last.template finish<S::kRows>(nothing);
-        product.run(tile, m.depth, waiting, stride);
+        product.run(tile, m.depth, m.piece, waiting, stride);
         last.put(tile, static_cast<int>(key));
         if constexpr (rows != S::kRows) last.template finish<rows>(nothing);
       });

@@ -182,6 +182,7 @@ struct ForwardStep {
             block.queries,
             kWidth,
             words<Element>(context.problem.qk_dim),
+            score_piece(context.problem),
             begin,
             end};
   }
@@ -191,12 +192,7 @@ struct ForwardStep {
   /// whole tile has many.
   template <int Rows>
   SDPA_INLINE void complete(ScoreTile<Rows>& tile) const {
-    if constexpr (kPairs && !kScalesLate)
-      unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-        unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-          tile.v[i][j] = S::mul(tile.v[i][j], S::broadcast(context.score_scale));
-        });
-      });
+    if constexpr (kPairs && !kScalesLate) scale(tile, context.score_scale);
     if constexpr (kRules == Rules::kAll)
       if (context.softcap.cap > 0) apply_softcap(context.softcap, tile);
   }
@@ -270,16 +266,25 @@ struct ForwardStep {
     Exponentials finish{*this, sums};
     unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
       raise_maximum(j, S::load(largest + j * S::kLanes));
-      finish.begin(begin, j);
       exponentiate_column(finish, j);
-      finish.end(j);
     });
     add_to_row_sum(sums);
   }
 
+  /// As many keys are summed up at a time as have products at a time: one sum over all of a block
+  /// would be less exact (additive mask, 128 keys: outputs 1.13 instead of 1.0 times as far from
+  /// double precision as torch's).
   void exponentiate_column(Exponentials& finish, int j) {
+    for (int first = begin; first < end; first += S::kRows) {
+      finish.begin(first, j);
+      exponentiate_keys(finish, j, first, first + S::kRows < end ? first + S::kRows : end);
+      finish.end(j);
+    }
+  }
+
+  SDPA_INLINE void exponentiate_keys(Exponentials& finish, int j, int first, int last) {
     for_row_pieces<Exponentials::kAtOnce>(
-        begin, end, [&](auto count, std::int64_t key) SDPA_INLINE_LAMBDA {
+        first, last, [&](auto count, std::int64_t key) SDPA_INLINE_LAMBDA {
           typename S::Vec scores[count];
           unroll<count>([&](auto i) SDPA_INLINE_LAMBDA {
             scores[i] = S::load(context.scores + (key + i) * kWidth + j * S::kLanes);

@@ -24,6 +24,7 @@
 
 #include "sdpa/cpu/ahead.h"
 #include "sdpa/cpu/lanes.h"
+#include "sdpa/cpu/pieces.h"
 #include "sdpa/cpu/tile.h"
 
 namespace sdpa::cpu {
