@@ -88,6 +88,7 @@ template <class S, int Columns, typename Element, class Finish>
 void multiply_and_finish(const Product<Element>& m, float* waiting, std::int64_t stride,
                          const Finish& finish) {
   constexpr int kParts = WaitingTile<S, Columns, Finish>::kParts;
+  const std::int64_t in_one_go = m.depth < m.piece ? m.depth : m.piece;
   const auto nothing = [] SDPA_INLINE_LAMBDA {};
   WaitingTile<S, Columns, Finish> last(waiting, stride, finish);
   for_row_pieces<S::kRows>(
@@ -100,7 +101,7 @@ void multiply_and_finish(const Product<Element>& m, float* waiting, std::int64_t
           unroll<Finish::kAtOnce>([&](auto) SDPA_INLINE_LAMBDA { product.step(tile); });
         };
         if constexpr (rows == S::kRows) {
-          if (last.waits() && m.depth >= Finish::kAtOnce * kParts)
+          if (last.waits() && in_one_go >= Finish::kAtOnce * kParts)
             last.template finish<S::kRows>(steps);
         }
         if (last.waits()) last.template finish<S::kRows>(nothing);
