@@ -199,7 +199,8 @@ struct ForwardTask {
                              : kMinusInfinity;
       block.row_max[lane] = sink;
       block.base[lane] = sink == kMinusInfinity ? kLowest : sink;
-      block.row_sum[lane] = sink == kMinusInfinity ? 0 : 1 + (sink - sink);  // NaN stays NaN
+      for (auto& sum : block.row_sum)
+        sum[lane] = sink == kMinusInfinity ? 0 : 1 + (sink - sink);  // NaN stays NaN
     }
   }
 
@@ -208,7 +209,7 @@ struct ForwardTask {
     for (int lane = 0; lane < kWidth; ++lane) {
       block.row_max[lane] = kMinusInfinity;
       block.base[lane] = kLowest;
-      block.row_sum[lane] = 0;
+      for (auto& sum : block.row_sum) sum[lane] = 0;
     }
   }
 
@@ -276,7 +277,7 @@ struct ForwardTask {
     const auto kept = S::broadcast(static_cast<float>(problem.dropout.rescale()));
     const auto least = S::broadcast(0x1p-149f);
     for (int lane = 0; lane < kWidth; lane += S::kLanes) {
-      const auto sum = S::load(block.row_sum + lane);
+      const auto sum = block.divisor(lane);
       S::store(factor + lane, S::keep(S::not_less(sum, least), S::div(kept, sum)));
     }
     for (std::int64_t i = 0; !block.is_started && i < problem.v_dim * kWidth; ++i) block.out[i] = 0;
@@ -301,7 +302,7 @@ struct ForwardTask {
   void store_lse(const LaneBlock<S, Element>& block) {
     for (int lane = 0; lane < block.lanes.count; ++lane)
       *row_of<float>(tensors.lse, block.lanes, lane) =
-          log_sum_exp(block.row_max[lane], block.row_sum[lane]);
+          log_sum_exp(block.row_max[lane], block.row_sum[0][lane]);
   }
 };
 

@@ -13,6 +13,8 @@ namespace sdpa::cpu {
 /// What the exponentials of a range of keys above a stale maximum may sum up to.
 constexpr float kLargestStaleSum = 0x1p12f;
 
+constexpr BFloat16Pair kPairOfOnes{0x3f803f80};
+
 /// What scores need besides the product: nothing, a mask, or that, a soft cap and dropout.
 enum class Rules : std::uint8_t { kPlain, kMask, kAll };
 
@@ -20,6 +22,10 @@ enum class Rules : std::uint8_t { kPlain, kMask, kAll };
 template <class S, typename Element>
 struct LaneBlock {
   static constexpr int kWidth = S::kLanes * S::kColumns;
+  /// Of probabilities, and, where these are rounded to 16 bits, of them as the output takes them:
+  /// the first makes the log-sum-exp, the last is what the output is divided by (bfloat16, large
+  /// scores: outputs from 1.25 to 1.0 times torch's distance from double precision).
+  static constexpr int kSums = kElementsPerWord<Element>;
 
   Lanes lanes;
   bool is_started = false;
@@ -27,8 +33,14 @@ struct LaneBlock {
   float* out = nullptr;        ///< [v_dim][kWidth]
   alignas(64) float row_max[kWidth];
   alignas(64) float base[kWidth];  ///< row_max, or the lowest finite float where that is -inf
-  alignas(64) float row_sum[kWidth];
+  alignas(64) float row_sum[kSums][kWidth];
   alignas(64) float rescale[kWidth];
+
+  /// What the output of kLanes lanes is divided by. A rounded NaN may not be one.
+  SDPA_INLINE typename S::Vec divisor(int lane) const {
+    const auto sum = S::load(row_sum[kSums - 1] + lane);
+    return kSums == 1 ? sum : S::multiply_add(S::load(row_sum[0] + lane), S::zero(), sum);
+  }
 };
 
 /// What every step of a task needs.
@@ -53,6 +65,7 @@ struct ForwardContext {
 template <class S, typename Element, int Columns, Rules kRules>
 struct ForwardStep {
   static constexpr int kWidth = S::kLanes * S::kColumns;
+  static constexpr int kSums = LaneBlock<S, Element>::kSums;
   static constexpr bool kPairs = kElementsPerWord<Element> == 2;
   /// Products of pairs lack a factor, which can wait until the maximum is subtracted if there is
   /// nothing else to do.
@@ -78,18 +91,19 @@ struct ForwardStep {
   }
 
  private:
-  /// A sum or a maximum a lane, over one range of keys.
+  /// Of each lane over one range of keys: the maximum, the sums.
   using LaneFloats = float[kWidth];
+  using LaneSums = float[kSums][kWidth];
 
   /// What makes probabilities of the products of keys and queries: see beside.h.
   struct Exponentials {
     static constexpr int kAtOnce = kElementsPerWord<Element>;
 
     ForwardStep& step;
-    LaneFloats& sums;
-    /// Of the current column: the maximum, negative where `above` wants it so, the sum so far, and
+    LaneSums& sums;
+    /// Of the current column: the maximum, negative where `above` wants it so, the sums so far, and
     /// where the next probabilities go.
-    typename S::Vec base = S::zero(), sum = S::zero();
+    typename S::Vec base = S::zero(), sum[kSums] = {};
     Element* to = nullptr;
 
     template <int Rows>
@@ -105,7 +119,7 @@ struct ForwardStep {
     SDPA_INLINE void begin(int key, int j) {
       base = S::load(step.block.base + j * S::kLanes);
       if constexpr (kScalesLate) base = S::sub(S::zero(), base);
-      sum = S::zero();
+      unroll<kSums>([&](auto n) SDPA_INLINE_LAMBDA { sum[n] = S::zero(); });
       to = step.context.probabilities + key / kElementsPerWord<Element> * kWidth + j * S::kLanes;
     }
 
@@ -119,16 +133,26 @@ struct ForwardStep {
     template <int Count>
     SDPA_INLINE void exponentiate(int key, int j, typename S::Vec (&scores)[Count]) {
       unroll<Count>([&](auto i) SDPA_INLINE_LAMBDA {
-        auto p = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(above(scores[i]));
-        sum = S::add(sum, p);
-        if (step.is_dropping()) p = S::keep(sees<S>(step.context.mask->kept, key + i, j), p);
-        scores[i] = p;
+        scores[i] = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(above(scores[i]));
+        sum[0] = S::add(sum[0], scores[i]);
       });
       if constexpr (kPairs)
-        S::store(to, S::pack_pairs(scores[0], Count > 1 ? scores[Count - 1] : S::zero()));
-      else
-        S::store(to, scores[0]);
+        sum[1] = S::multiply_add(packed(scores), S::broadcast(kPairOfOnes), sum[1]);
+      if (step.is_dropping())
+        unroll<Count>([&](auto i) SDPA_INLINE_LAMBDA {
+          scores[i] = S::keep(sees<S>(step.context.mask->kept, key + i, j), scores[i]);
+        });
+      S::store(to, packed(scores));
       to += kWidth;
+    }
+
+    /// Words of the products to come.
+    template <int Count>
+    static SDPA_INLINE auto packed(const typename S::Vec (&p)[Count]) {
+      if constexpr (kPairs)
+        return S::pack_pairs(p[0], Count > 1 ? p[Count - 1] : S::zero());
+      else
+        return p[0];
     }
 
     SDPA_INLINE typename S::Vec above(typename S::Vec score) const {
@@ -139,8 +163,10 @@ struct ForwardStep {
     }
 
     SDPA_INLINE void end(int j) {
-      float* total = sums + j * S::kLanes;
-      S::store(total, S::add(S::load(total), sum));
+      unroll<kSums>([&](auto n) SDPA_INLINE_LAMBDA {
+        float* total = sums[n] + j * S::kLanes;
+        S::store(total, S::add(S::load(total), sum[n]));
+      });
     }
   };
 
@@ -209,7 +235,7 @@ struct ForwardStep {
   /// False, with row_sum as it was, where a lane's scores have outgrown the maximum, as their
   /// exponentials show by being large or NaN.
   bool exponentiate_with_stale_maximum() {
-    alignas(64) LaneFloats sums = {};
+    alignas(64) LaneSums sums = {};
     multiply_and_finish<S, Columns>(product(), context.waiting, kWidth, Exponentials{*this, sums});
     if (is_stale(sums)) return false;
     add_to_row_sum(sums);
@@ -231,19 +257,22 @@ struct ForwardStep {
 
   /// Whether a sum is large or NaN, or a lane without a maximum has seen its first key: one with a
   /// score so low that its exponential is not large even above the lowest float.
-  bool is_stale(const LaneFloats& sums) const {
+  bool is_stale(const LaneSums& sums) const {
     bool any = false;
     for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes) {
-      const auto sum = S::load(sums + lane);
+      const auto sum = S::load(sums[0] + lane);
       any |= S::any(S::not_less(sum, S::broadcast(kLargestStaleSum)));
       any |= S::any(S::both(S::greater(sum, S::zero()), has_no_maximum(lane)));
     }
     return any;
   }
 
-  void add_to_row_sum(const LaneFloats& sums) {
-    for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes)
-      S::store(block.row_sum + lane, S::add(S::load(block.row_sum + lane), S::load(sums + lane)));
+  void add_to_row_sum(const LaneSums& sums) {
+    for (int n = 0; n < kSums; ++n)
+      for (int lane = 0; lane < Columns * S::kLanes; lane += S::kLanes) {
+        float* to = block.row_sum[n] + lane;
+        S::store(to, S::add(S::load(to), S::load(sums[n] + lane)));
+      }
   }
 
   /// The first keys of a block of lanes, whose products are waiting, give it a maximum to begin
@@ -260,7 +289,8 @@ struct ForwardStep {
   }
 
   void exponentiate_with_new_maximum() {
-    alignas(64) LaneFloats largest, sums = {};
+    alignas(64) LaneFloats largest;
+    alignas(64) LaneSums sums = {};
     __builtin_memcpy(largest, block.row_max, sizeof largest);
     multiply_and_finish<S, Columns>(product(), context.waiting, kWidth, Scores{*this, largest});
     Exponentials finish{*this, sums};
@@ -301,7 +331,10 @@ struct ForwardStep {
     S::store(block.row_max + lane, largest);
     S::store(block.base + lane, base);
     S::store(block.rescale + lane, rescale);
-    S::store(block.row_sum + lane, S::mul(S::load(block.row_sum + lane), rescale));
+    unroll<kSums>([&](auto n) SDPA_INLINE_LAMBDA {
+      float* sum = block.row_sum[n] + lane;
+      S::store(sum, S::mul(S::load(sum), rescale));
+    });
   }
 
   /// Adds the sums of this range to O as it stands before it: nothing yet, as it is, or rescaled.
