@@ -33,7 +33,15 @@ CASES = [
     _case("scale that is no float", 100, 300, 33),
     _case("wide heads", 128, 128, 256),
     _case("few rows", 8, 300, 64),
+    _case("few keys", 33, 8, 128),
+    _case("few keys, large scores", 33, 8, 64, scale=1.0),
+    _case("few keys, group of heads", 33, 8, 64, q_heads=4, kv_heads=1),
+    _case("one block of keys, additive mask", 128, 128, 64, mask=_SOFT),
+    _case("narrow heads", 64, 64, 16),
+    _case("one query, large scores", 1, 33, 64, batch=16, scale=1.0),
     _case("float16", 128, 300, 64, dtype="float16"),
+    _case("bfloat16", 128, 300, 64, dtype="bfloat16"),
+    _case("bfloat16, large scores", 128, 300, 64, dtype="bfloat16", scale=1.0),
 ]
 
 
