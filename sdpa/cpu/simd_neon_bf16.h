@@ -41,7 +41,13 @@ struct NeonBFloat16 : Neon {
     vst1q_u32(reinterpret_cast<std::uint32_t*>(to), pairs.words);
   }
 
-  static SDPA_INLINE Pairs broadcast(BFloat16Pair pair) { return {vdupq_n_u32(pair.bits)}; }
+  /// GCC 12 writes a constant pair of ones as `fmov v.8h, 1`, which is another number and not in
+  /// this instruction set; behind the barrier no word is known to be constant.
+  static SDPA_INLINE Pairs broadcast(BFloat16Pair pair) {
+    uint32x4_t words = vdupq_n_u32(pair.bits);
+    asm("" : "+w"(words));
+    return {words};
+  }
 
   static SDPA_INLINE Vec multiply_add(Pairs a, Pairs b, Vec c) {
     return reinterpret_cast<Vec>(vbfdotq_f32(reinterpret_cast<float32x4_t>(c),
