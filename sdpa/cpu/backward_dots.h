@@ -69,4 +69,17 @@ void dot_each(const PanelRows<float>& rows, const float* const* others, float* t
   }
 }
 
+/// 2^(score - lse - rest) with what rounding takes off the difference: most of the error, where one
+/// query sees many keys (dV, 1100 keys, D64: from 1.07 to 0.74 times torch's distance from
+/// double precision).
+template <class S>
+SDPA_INLINE typename S::Vec exact_probability(typename S::Vec score, typename S::Vec lse,
+                                              typename S::Vec rest) {
+  const auto t = S::sub(score, lse), taken = S::sub(score, t);
+  auto lost = S::add(S::sub(score, S::add(t, taken)), S::sub(taken, lse));
+  lost = S::keep(S::is_finite(lost), S::sub(lost, rest));  // a hidden key's score is -infinity
+  const auto p = exp2<S, Rounding::kExact>(t);
+  return S::multiply_add(p, S::mul(lost, S::broadcast(kLn2)), p);
+}
+
 }  // namespace sdpa::cpu

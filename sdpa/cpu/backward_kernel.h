@@ -228,8 +228,6 @@ class BackwardKernel {
   template <int Columns>
   void probabilities(const Panel<S>& panel) {
     const int start = panel.start;
-    const float* lse = unit_lanes(m_.lse, panel);
-    [[maybe_unused]] const float* lse_rest = unit_lanes(m_.lse_rest, panel);
     const auto queries = unit_.queries_of(*slab_, panel);
     multiply<Columns>(panel, key_, queries, [&](auto& tile, int key) SDPA_INLINE_LAMBDA {
       ahead_.ask();
@@ -239,10 +237,6 @@ class BackwardKernel {
         store_slope(tile, at(m_.slope) + key * lanes_ + start);
       }
       if (panel.coverage == Coverage::kPartial) apply_mask(panel.mask, step_ + key, tile);
-      for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
-        x = S::sub(x, S::load(lse + j * S::kLanes));
-        if constexpr (!kPairs) x = S::sub(x, S::load(lse_rest + j * S::kLanes));
-      });
       exponentiate(panel, tile);
       if (unit_.has_nan_row() && panel.coverage == Coverage::kPartial)
         keep_visible(panel.mask, step_ + key, tile);
@@ -264,14 +258,20 @@ class BackwardKernel {
         finish);
   }
 
-  /// As exactly as the forward pass does.
+  /// From scores to P, as exactly as the forward pass has them.
   template <class T>
-  static SDPA_INLINE void exponentiate(const Panel<S>& panel, T& tile) {
-    constexpr auto kUsual = kPairs ? Rounding::kTo16Bits : Rounding::kFloat;
+  SDPA_INLINE void exponentiate(const Panel<S>& panel, T& tile) const {
+    const float* lse = unit_lanes(m_.lse, panel);
+    [[maybe_unused]] const float* rest = unit_lanes(m_.lse_rest, panel);
     if (!kPairs && panel.is_dotted)
-      for_each(tile, [](auto, auto, V& x) SDPA_INLINE_LAMBDA { x = exp2<S, Rounding::kExact>(x); });
-    else
-      for_each(tile, [](auto, auto, V& x) SDPA_INLINE_LAMBDA { x = exp2<S, kUsual>(x); });
+      return for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
+        x = exact_probability<S>(x, S::load(lse + j * S::kLanes), S::load(rest + j * S::kLanes));
+      });
+    for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
+      x = S::sub(x, S::load(lse + j * S::kLanes));
+      if constexpr (!kPairs) x = S::sub(x, S::load(rest + j * S::kLanes));
+      x = exp2<S, kPairs ? Rounding::kTo16Bits : Rounding::kFloat>(x);
+    });
   }
 
   /// P = 0 where a lane sees nothing, once more: with a log-sum-exp of NaN, exp2(-inf - lse2) is
