@@ -379,10 +379,8 @@ SDPA_INLINE typename S::Vec cap_score(const Softcap& softcap, typename S::Vec sc
 
 template <class S, int Rows, int Columns>
 SDPA_INLINE void apply_softcap(const Softcap& softcap, Tile<S, Rows, Columns>& tile) {
-  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-    unroll<Columns>([&](auto j)
-                        SDPA_INLINE_LAMBDA { tile.v[i][j] = cap_score<S>(softcap, tile.v[i][j]); });
-  });
+  for_each(tile, [&](auto, auto, typename S::Vec& x)
+                     SDPA_INLINE_LAMBDA { x = cap_score<S>(softcap, x); });
 }
 
 /// 1 - (s / cap)^2 for a score that apply_softcap gave.
@@ -413,20 +411,14 @@ SDPA_INLINE typename S::Vec mask_score(const ScoreMask<S>& mask, int key, int j,
 /// `key` is the tile's first key within the block.
 template <class S, int Rows, int Columns>
 SDPA_INLINE void apply_mask(const ScoreMask<S>& mask, int key, Tile<S, Rows, Columns>& tile) {
-  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      tile.v[i][j] = mask_score(mask, key + i, j, tile.v[i][j]);
-    });
-  });
+  for_each(tile, [&](auto i, auto j, typename S::Vec& x)
+                     SDPA_INLINE_LAMBDA { x = mask_score(mask, key + i, j, x); });
 }
 
 template <class S, int Rows, int Columns>
 SDPA_INLINE void apply_dropout(const ScoreMask<S>& mask, int key, Tile<S, Rows, Columns>& tile) {
-  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      tile.v[i][j] = S::keep(sees<S>(mask.kept, key + i, j), tile.v[i][j]);
-    });
-  });
+  for_each(tile, [&](auto i, auto j, typename S::Vec& x)
+                     SDPA_INLINE_LAMBDA { x = S::keep(sees<S>(mask.kept, key + i, j), x); });
 }
 
 }  // namespace sdpa::cpu

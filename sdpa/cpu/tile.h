@@ -44,11 +44,8 @@ SDPA_INLINE void scale(Tile<S, Rows, Columns>& tile, float factor) {
 
 template <class S, int Rows, int Columns>
 SDPA_INLINE void load(Tile<S, Rows, Columns>& tile, const float* from, std::int64_t stride) {
-  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      tile.v[i][j] = S::load(from + i * stride + j * S::kLanes);
-    });
-  });
+  for_each(tile, [&](auto i, auto j, typename S::Vec& x)
+                     SDPA_INLINE_LAMBDA { x = S::load(from + i * stride + j * S::kLanes); });
 }
 
 template <class S, int Rows, int Columns>
@@ -63,10 +60,8 @@ SDPA_INLINE void store(const Tile<S, Rows, Columns>& tile, float* to, std::int64
 /// tile += what lies in memory.
 template <class S, int Rows, int Columns>
 SDPA_INLINE void add(const float* from, std::int64_t stride, Tile<S, Rows, Columns>& tile) {
-  unroll<Rows>([&](auto i) SDPA_INLINE_LAMBDA {
-    unroll<Columns>([&](auto j) SDPA_INLINE_LAMBDA {
-      tile.v[i][j] = S::add(S::load(from + i * stride + j * S::kLanes), tile.v[i][j]);
-    });
+  for_each(tile, [&](auto i, auto j, typename S::Vec& x) SDPA_INLINE_LAMBDA {
+    x = S::add(S::load(from + i * stride + j * S::kLanes), x);
   });
 }
 
