@@ -158,6 +158,21 @@ TEST(CpuBackward, RowsThatSeeOneKeyHaveNoGradientOfScores) {
       }
 }
 
+/// Their probability is 1, whatever the log-sum-exp rounds off their scores.
+TEST(CpuBackward, RowsThatSeeOneKeyGiveItTheirWholeGradient) {
+  for (const std::int64_t length : {1, 5, 100}) {
+    Case spec = shape(2, length, length, 64);
+    spec.window = {.left = 0, .right = 0};
+    spec.scale = 50;
+    SCOPED_TRACE(describe(spec));
+    CaseData data(spec, 11);
+    for_each_instruction_set([&] {
+      run_both(data);
+      EXPECT_EQ(data.grad_value.values(), data.grad_out.values());
+    });
+  }
+}
+
 /// `count` unit matrices. As gradients of the output they make those of the values probabilities.
 std::vector<double> identities(std::int64_t count, std::int64_t size) {
   std::vector<double> values;

@@ -243,6 +243,9 @@ class BackwardKernel {
       store(tile, at(m_.p) + key * lanes_ + start, lanes_);
       if constexpr (kPairs) Ops::store_by_lane(tile, p_, key, start);
     });
+    const std::int64_t key = block_key_ + step_, first = first_seen(panel);
+    unit_.set_certain(panel, key + first, key + last_seen(panel), at(m_.p) + first * lanes_ + start,
+                      lanes_);
   }
 
   /// Rows of keys or values against rows of the panel.
