@@ -184,18 +184,20 @@ std::vector<double> identities(std::int64_t count, std::int64_t size) {
 /// A log-sum-exp between 16 and 32 comes of two roundings by 2^-20 at most. Scores in another order
 /// than the forward pass's would be off by more, as would its product with log2(e), rounded again.
 TEST(CpuBackward, ProbabilitiesSumUpToOneAsNearAsTheLogSumExpAllows) {
-  for (const std::int64_t q_len : {1, 8, 33, 52}) {
-    Case spec = shape(16, q_len, 90, 64);
-    spec.v_dim = q_len;
-    spec.scale = 0.9;
-    SCOPED_TRACE(describe(spec));
-    CaseData data(spec, 11);
-    data.grad_out.assign(identities(16, q_len));
-    for_each_instruction_set([&] {
-      run_both(data);
-      EXPECT_LT(largest_error_of_sums(data), 0x1p-19 + 4e-7);
-    });
-  }
+  for (const std::int64_t kv_len : {8, 20, 90})
+    for (const std::int64_t dim : {16, 32, 64, 200})
+      for (const std::int64_t q_len : {1, 8, 33, 52}) {
+        Case spec = shape(16, q_len, kv_len, dim);
+        spec.v_dim = q_len;
+        spec.scale = 7.2 / std::sqrt(dim);
+        SCOPED_TRACE(describe(spec));
+        CaseData data(spec, 11);
+        data.grad_out.assign(identities(16, q_len));
+        for_each_instruction_set([&] {
+          run_both(data);
+          EXPECT_LT(largest_error_of_sums(data), 0x1p-19 + 4e-7);
+        });
+      }
 }
 
 /// Where all keys are the same, a row's gradient is a multiple of the sum of dS, which is 0. Were

@@ -38,6 +38,7 @@ CASES = [
     _case("few keys, group of heads", 33, 8, 64, q_heads=4, kv_heads=1),
     _case("one block of keys, additive mask", 128, 128, 64, mask=_SOFT),
     _case("narrow heads", 64, 64, 16),
+    _case("short, narrow heads of a group", 16, 16, 16, q_heads=4, kv_heads=1),
     _case("one query, large scores", 1, 33, 64, batch=16, scale=1.0),
     _case("float16", 128, 300, 64, dtype="float16"),
     _case("bfloat16", 128, 300, 64, dtype="bfloat16"),
