@@ -133,6 +133,18 @@ SDPA_INLINE __m512i round_pairs(__m512 first, __m512 second) {
                                   reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
 }
 
+/// To nearest, ties away from zero. A NaN may come out as another number.
+SDPA_INLINE __m512 round_to_bfloat16(__m512 v) {
+  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
+  return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+}
+
+/// Pairs of floats that are bfloat16.
+SDPA_INLINE __m512i join_pairs(__m512 first, __m512 second) {
+  return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(first), 16),
+                         _mm512_castps_si512(second));
+}
+
 template <class S>
 SDPA_INLINE void store_transposed(const __m512i (&words)[kTileRows], BFloat16* tile) {
   __m512 rows[kTileRows];
