@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -43,19 +42,21 @@ def installed_clang() -> list[str] | None:
 
 
 def zig(build: Path) -> list[str] | None:
-    """clang out of PyPI's zig, kept in the build folder."""
-    if not importlib.util.find_spec("ziglang"):
-        folder = build / "ziglang"
-        if not (folder / "ziglang").is_dir():
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
-            done = subprocess.run([*command, ZIG], capture_output=True, text=True)
-            if done.returncode:
-                reason = done.stderr.strip()[-200:]
-                print(f"!!! NOT CHECKED: no clang >= 16, and {ZIG} could not be fetched: {reason}")
-                return None
-        os.environ["PYTHONPATH"] = str(folder)
-    os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(build / "zig-cache")
-    return [sys.executable, "-m", "ziglang", "c++"]
+    """clang out of PyPI's zig, kept in the build folder.
+
+    As itself, with this system's C++ library: zig's own has functions like exp2 in the global
+    namespace, beside Metal's.
+    """
+    found = importlib.util.find_spec("ziglang")
+    folder = Path(found.origin).parent if found and found.origin else build / "ziglang/ziglang"
+    if not folder.is_dir():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target"]
+        done = subprocess.run([*command, folder.parent, ZIG], capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip()[-200:]
+            print(f"!!! NOT CHECKED: no clang >= 16, and {ZIG} could not be fetched: {reason}")
+            return None
+    return [str(folder / "zig"), "clang", "--driver-mode=g++", f"-isystem{folder}/lib/include"]
 
 
 def errors(compiler: list[str], source: Path, folders: list[Path]) -> str:
@@ -99,7 +100,7 @@ def main() -> int:
     if "take" not in errors(compiler, source, folders):
         print("FAILED: a device pointer was accepted where a threadgroup pointer is wanted")
         return 1
-    print(f"{len(options.headers)} headers keep their address spaces apart ({compiler[-1]})")
+    print(f"{len(options.headers)} headers keep their address spaces apart ({compiler[0]})")
     return 0
 
 
