@@ -7,9 +7,10 @@
 //   for each task: up to 4 blocks of 32 lanes (queries of the heads that share the key head)
 //     pack Q as columns;  O^T = 0
 //     for each block of 128 keys, for each block of lanes that sees some of them:
-//       for 32 keys at a time:  S^T = K Q^T;  soft cap, mask;  P^T = exp2(S^T - m), rounded to
-//       pairs O^T += V^T P^T
-//     O = O^T / l
+//       for 32 keys at a time:  S^T = K Q^T;  soft cap, mask
+//                               P^T = exp2(S^T - m), rounded to pairs
+//       O^T += V^T P^T
+//     O = O^T / l, the sum of P as it was rounded
 //
 // Four blocks of lanes share each block of K and V while it is in the first two levels of cache:
 // 2 KiB of operands for 4 products of 16 cycles is more than the second level alone delivers.
