@@ -45,9 +45,9 @@ __all__ = [
 _log = logging.getLogger("mps_sdpa.calibration")
 
 _HEADS = 4
-_LENGTHS = {"cpu": (4, 16, 64, 256), "mps": (64, 256, 1024, 2048)}
+_LENGTHS = {"cpu": (4, 16, 64, 256, 1024), "mps": (64, 256, 1024, 2048)}
 _DIMS = (64, 128)  # one of each class
-_BUDGET_SECONDS = {"cpu": 3.0, "mps": 6.0}
+_BUDGET_SECONDS = 6.0
 
 #: The dtypes that are timed.
 MEASURED = ("float32", "float16", "bfloat16")
@@ -70,8 +70,8 @@ def calibrate(device: str | torch.device | None = None, force: bool = False) -> 
     """The least work from which on each back end is used, as [pass][dtype][largest head
     dimension][back end], the one for the largest work first; 0 is always.
 
-    Measures the real path of every back end in interleaved rounds with torch's, within three
-    seconds on a CPU and six on a GPU, shows progress on a terminal, and keeps the result. Without
+    Measures the real path of every back end in interleaved rounds with torch's, within six
+    seconds, shows progress on a terminal, and keeps the result. Without
     `force` a result that is kept already is used. What was measured while other programs were busy
     is dropped, and the built-in order is returned.
     """
@@ -244,16 +244,15 @@ def _measure(names: Sequence[str], device: str, fallbacks: list[str]) -> Iterato
         for dtype in MEASURED
         for which in PASSES
     ]
-    budget = _BUDGET_SECONDS[device]
-    share = budget / len(grid)
+    share = _BUDGET_SECONDS / len(grid)
     start = before = time.monotonic()
     longest = 0.0
     for length, dim, dtype, which in track(grid, lambda _: f"calibrating {', '.join(names)}"):
         now = time.monotonic()
         longest, before = max(longest, now - before), now
-        if now - start + longest > budget:
+        if now - start + longest > _BUDGET_SECONDS:
             _log.info(
-                "calibration stopped at length %d: its budget of %g s is spent", length, budget
+                "calibration stopped at length %d: its %g s are spent", length, _BUDGET_SECONDS
             )
             return
         place = (device, length, dim, dtype, which)

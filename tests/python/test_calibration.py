@@ -248,7 +248,7 @@ class Clock:
         return points(2.0)
 
 
-@pytest.mark.parametrize(("seconds", "measured"), [(0.01, 48), (0.062, 48), (0.5, 6), (9.0, 1)])
+@pytest.mark.parametrize(("seconds", "measured"), [(0.01, 60), (0.099, 60), (0.5, 12), (9.0, 1)])
 def test_measuring_ends_within_the_budget(
     seconds: float,
     measured: int,
@@ -261,8 +261,8 @@ def test_measuring_ends_within_the_budget(
     with caplog.at_level("INFO", "mps_sdpa.calibration"):
         found = list(calibration._measure(["cpu"], "cpu", []))
     assert len(found) == clock.measured == measured
-    assert clock.now <= 3.0 or measured == 1
-    assert ("its budget of 3 s is spent" in caplog.text) == (measured < 48)
+    assert clock.now <= 6.0 or measured == 1
+    assert ("its 6 s are spent" in caplog.text) == (measured < 60)
 
 
 def test_measurements_are_not_the_users_calls(monkeypatch: pytest.MonkeyPatch) -> None:
