@@ -323,7 +323,8 @@ class AmxForward {
       const __m512i words = _mm512_load_si512(pairs);
       const Vec even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
       const Vec odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-0x10000)));
-      _mm512_store_si512(pairs, round_pairs(S::mul(even, factor), S::mul(odd, factor)));
+      _mm512_store_si512(pairs, join_pairs(round_to_bfloat16(S::mul(even, factor)),
+                                           round_to_bfloat16(S::mul(odd, factor))));
     }
   }
 
