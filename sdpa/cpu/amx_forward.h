@@ -25,7 +25,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "sdpa/cpu/amx_tile.h"
+#include "sdpa/cpu/amx_pack.h"
 #include "sdpa/cpu/score.h"
 #include "sdpa/cpu/scratch.h"
 #include "sdpa/threads.h"
@@ -35,10 +35,6 @@ namespace {
 
 constexpr int kTaskBlocks = 4;
 constexpr float kStaleness = 8;
-
-constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 /// Memory on a cache line of its own, not initialized.
 template <typename Element>
@@ -74,39 +70,20 @@ struct PackedHeads {
   std::int64_t value_block_size() const { return kKeyBlock / kTileDepth * value_tiles * kTileSize; }
 };
 
-SDPA_INLINE bool is_finite(const BFloat16* row, std::int64_t count) {
-  const __m512i exponent = _mm512_set1_epi16(0x7f80);
-  __mmask32 found = 0;
-  for (std::int64_t i = 0; i < count; i += kTileDepth)
-    found |=
-        _mm512_cmpeq_epi16_mask(_mm512_and_si512(load_row(row + i, count - i), exponent), exponent);
-  return found == 0;
-}
-
-/// Addresses of `count` rows of a head from `first` on; nullptr beyond the last. Whether all are
-/// finite.
-inline bool gather_rows(const TensorView& view, std::int64_t batch, std::int64_t head,
-                        std::int64_t first, int count, const BFloat16** rows) {
-  bool finite = true;
-  for (int i = 0; i < count; ++i) {
-    rows[i] = first + i < view.shape[2] ? view.at<BFloat16>(batch, head, first + i) : nullptr;
-    if (rows[i] != nullptr) finite &= is_finite(rows[i], view.shape[3]);
-  }
-  return finite;
-}
-
 template <class S>
 bool pack_block(const ForwardTensors& t, const PackedHeads& packed, std::int64_t batch,
                 std::int64_t head, std::int64_t index, std::int64_t first) {
   const BFloat16* rows[kKeyBlock];
-  bool finite = gather_rows(t.key, batch, head, first, kKeyBlock, rows);
+  bool finite = true;
+  find_rows(t.key, batch, head, first, kKeyBlock, rows);
   BFloat16* keys = packed.keys + index * packed.key_block_size();
   for (int key = 0; key < kKeyBlock; key += kTileRows, keys += packed.key_steps * kTileSize)
-    pack_rows(rows + key, t.key.shape[3], keys);
-  finite &= gather_rows(t.value, batch, head, first, kKeyBlock, rows);
+    finite &= pack_rows(rows + key, t.key.shape[3], keys);
+  find_rows(t.value, batch, head, first, kKeyBlock, rows);
   BFloat16* values = packed.values + index * packed.value_block_size();
   for (int key = 0; key < kKeyBlock; key += kTileDepth, values += packed.value_tiles * kTileSize)
-    pack_transposed<S>(rows + key, t.value.shape[3], packed.value_tiles * kTileRows, values);
+    finite &=
+        pack_transposed<S>(rows + key, t.value.shape[3], packed.value_tiles * kTileRows, values);
   return finite;
 }
 
@@ -130,11 +107,9 @@ struct AmxScratch {
   AmxBlock<S> block[kTaskBlocks];
 };
 
-/// Operands are packed from rows whose elements lie side by side.
 inline bool has_whole_rows(const ForwardTensors& t) {
-  for (const TensorView* view : {&t.query, &t.key, &t.value, &t.out})
-    if (view->shape[3] > 1 && view->strides[3] != 1) return false;
-  return true;
+  return has_whole_rows(t.query) && has_whole_rows(t.key) && has_whole_rows(t.value) &&
+         has_whole_rows(t.out);
 }
 
 /// The pass over an instruction set S, with products by Tiles.

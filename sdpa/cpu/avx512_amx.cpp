@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "sdpa/cpu/amx_backward.h"
 #include "sdpa/cpu/amx_forward.h"
 #include "sdpa/cpu/kernels.h"
 #include "sdpa/cpu/simd_avx512.h"
@@ -16,6 +17,19 @@ void forward(const Problem& problem, const ForwardTensors& tensors) {
       AmxForward<Amx, AmxTiles>(problem, tensors).run())
     return;
   avx512_kernels().forward(problem, tensors);
+}
+
+void run_part(const BackwardTask& task) {
+  if (may_round_weights(*task.job->problem) && AmxBackward<Amx, AmxTiles>(task).run()) return;
+  avx512_kernels().backward.run_part(task);
+}
+
+/// A part that is not finite goes to the other kernel, in the same memory.
+std::int64_t own_floats(const Problem& problem, std::int64_t unit_rows) {
+  const std::int64_t other = avx512_kernels().backward.own_floats(problem, unit_rows);
+  if (!may_round_weights(problem)) return other;
+  const std::int64_t own = AmxBackward<Amx, AmxTiles>::floats(problem, unit_rows);
+  return own > other ? own : other;
 }
 
 /// Four independent products of tiles a round.
@@ -39,6 +53,8 @@ double spin_tiles(std::int64_t rounds) {
 Kernels avx512_amx_kernels() {
   Kernels kernels = avx512_kernels();
   kernels.forward = forward;
+  kernels.backward.run_part = run_part;
+  kernels.backward.own_floats = own_floats;
   kernels.spin.bfloat16 = spin_tiles;
   return kernels;
 }

@@ -45,7 +45,7 @@ Floats allocate(std::int64_t count) {
   return Floats(data);
 }
 
-BackwardLayout lay_out(const Problem& s, std::int64_t rows, std::int64_t panel_floats) {
+BackwardLayout lay_out(const Problem& s, std::int64_t rows, std::int64_t own_floats) {
   BackwardLayout m{.qk_stride = padded_columns(s.qk_dim), .v_stride = padded_columns(s.v_dim)};
   const auto take = [&m](std::int64_t& piece, std::int64_t floats) {
     piece = m.size;
@@ -67,7 +67,7 @@ BackwardLayout lay_out(const Problem& s, std::int64_t rows, std::int64_t panel_f
   take(m.lse_rest, rows);
   take(m.grad_lse, rows);
   take(m.delta, rows);
-  take(m.panels, panel_floats);
+  take(m.own, own_floats);
   return m;
 }
 
@@ -85,14 +85,15 @@ class Pass {
  public:
   Pass(const Problem& problem, const BackwardTensors& tensors, const Kernels& kernels)
       : s_(problem), t_(tensors), kernels_(kernels.backward), plan_(plan_backward(problem)) {
-    job_ = {.problem = &problem,
-            .tensors = &tensors,
-            .layout = lay_out(problem, plan_.unit_rows, kernels_.panel_floats),
-            .parts = plan_.parts.data(),
-            .part_count = static_cast<std::int64_t>(plan_.parts.size()),
-            .unit_rows = plan_.unit_rows,
-            .query_slots = plan_.query_slots,
-            .first_dotted_row = first_decoded_row(problem, kernels.shape)};
+    job_ = {
+        .problem = &problem,
+        .tensors = &tensors,
+        .layout = lay_out(problem, plan_.unit_rows, kernels_.own_floats(problem, plan_.unit_rows)),
+        .parts = plan_.parts.data(),
+        .part_count = static_cast<std::int64_t>(plan_.parts.size()),
+        .unit_rows = plan_.unit_rows,
+        .query_slots = plan_.query_slots,
+        .first_dotted_row = first_decoded_row(problem, kernels.shape)};
     const BackwardLayout& m = job_.layout;
     head_key_floats_ = plan_.key_rows * (m.qk_stride + m.v_stride);
     if (plan_.query_slots > 1)

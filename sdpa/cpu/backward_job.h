@@ -33,7 +33,7 @@ struct BackwardLayout {
   std::int64_t query = 0, query_t = 0, grad_out = 0, grad_out_t = 0, out = 0, grad_query = 0;
   std::int64_t key = 0, value = 0;
   std::int64_t p = 0, ds = 0, slope = 0, lse = 0, lse_rest = 0, grad_lse = 0, delta = 0;
-  std::int64_t panels = 0;  ///< the kernels' own, BackwardKernels::panel_floats
+  std::int64_t own = 0;  ///< the kernels' own, BackwardKernels::own_floats
   std::int64_t size = 0;
 };
 
@@ -90,7 +90,9 @@ struct BackwardKernels {
   void (*merge_keys)(const BackwardMerge&, std::int64_t key_block);
   void (*merge_queries)(const BackwardMerge&, std::int64_t unit);
   void (*add_mask_gradient)(const BackwardMaskTask&);
-  std::int64_t panel_floats;  ///< of a worker's scratch memory
+
+  /// What the kernels want of a worker's scratch memory for units of so many rows.
+  std::int64_t (*own_floats)(const Problem&, std::int64_t unit_rows);
 };
 
 }  // namespace sdpa::cpu

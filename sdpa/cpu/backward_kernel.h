@@ -70,7 +70,7 @@ class BackwardKernel {
     unit_.begin(unit * task_.job->unit_rows);
     const BlockRange seen = run_blocks(task_.part->first_block, task_.part->last_block);
     if (t_.grad_query.is_present()) unit_.write_grad_query();
-    if (t_.grad_sinks.is_present() && owns_rows(seen)) unit_.write_sink_terms();
+    if (t_.grad_sinks.is_present() && owns_rows(*task_.part, seen)) unit_.write_sink_terms();
   }
 
   /// Blocks [first, last) as far as the unit sees them; returns what it sees in all.
@@ -81,13 +81,6 @@ class BackwardKernel {
     for (std::int64_t block = seen.first > first ? seen.first : first; block < last; ++block)
       run_block(block);
     return seen;
-  }
-
-  /// Of the parts that share a unit, the one with its first key speaks for its rows.
-  bool owns_rows(const BlockRange& seen) const {
-    const BackwardPart& part = *task_.part;
-    if (seen.first == seen.last) return part.query_slot == 0;
-    return part.first_block <= seen.first && seen.first < part.last_block;
   }
 
   // A block of keys
@@ -327,39 +320,27 @@ class BackwardKernel {
   void normalize(const Panel<S>& panel) {
     const int first = first_seen(panel), last = last_seen(panel), start = panel.start;
     const float* p = at(m_.p) + start;
-    Tile<S, 1, Columns> factor = sink_probabilities<Columns>(panel), tile;
+    Tile<S, 1, Columns> factor, tile;
+    for_each(factor, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
+      x = sink_probabilities<S>(s_, t_.sinks, panel.lanes, j * S::kLanes,
+                                unit_lanes(m_.lse, panel));
+    });
     for (int key = first; key < last; ++key) {
       load(tile, p + key * lanes_, lanes_);
       for_each(tile, [&](auto i, auto j, V& x)
                          SDPA_INLINE_LAMBDA { factor.v[i][j] = S::add(factor.v[i][j], x); });
     }
     for_each(factor, [](auto, auto, V& x) SDPA_INLINE_LAMBDA {
-      x = S::keep(is_positive(x), S::div(S::broadcast(1.0f), x));
+      x = S::keep(is_positive<S>(x), S::div(S::broadcast(1.0f), x));
     });
     for (int key = first; key < last; ++key) {
       load(tile, p + key * lanes_, lanes_);
       for_each(tile, [&](auto i, auto j, V& x) SDPA_INLINE_LAMBDA {
-        x = S::keep(is_positive(x), S::mul(x, factor.v[i][j]));  // of a NaN row, too
+        x = S::keep(is_positive<S>(x), S::mul(x, factor.v[i][j]));  // of a NaN row, too
       });
       store(tile, at(m_.p) + key * lanes_ + start, lanes_);
       if constexpr (kPairs) Ops::store_by_lane(tile, p_, key, start);
     }
-  }
-
-  /// What the sinks take of each lane's softmax; 0 without sinks.
-  template <int Columns>
-  Tile<S, 1, Columns> sink_probabilities(const Panel<S>& panel) const {
-    float sinks[Columns * S::kLanes];
-    Tile<S, 1, Columns> tile;
-    clear(tile);
-    if (!s_.has_sinks) return tile;
-    for (int lane = 0; lane < Columns * S::kLanes; ++lane)
-      sinks[lane] = lane < panel.lanes.count ? sink_logit(t_.sinks, panel.lanes.head[lane]) : 0;
-    const float* lse = unit_lanes(m_.lse, panel);
-    for_each(tile, [&](auto, auto j, V& x) SDPA_INLINE_LAMBDA {
-      x = exp2<S>(S::sub(S::load(sinks + j * S::kLanes), S::load(lse + j * S::kLanes)));
-    });
-    return tile;
   }
 
   /// delta from P and dP instead of from the output, which was rounded to 16 bits: rows with few
@@ -375,7 +356,7 @@ class BackwardKernel {
       for_each(tile, [&](auto i, auto j, V& x) SDPA_INLINE_LAMBDA {
         const V p = S::load(at(m_.p) + (key + i) * lanes_ + panel.start + j * S::kLanes);
         float* to = delta + j * S::kLanes;
-        S::store(to, S::add(S::load(to), S::keep(is_positive(p), S::mul(p, x))));
+        S::store(to, S::add(S::load(to), S::keep(is_positive<S>(p), S::mul(p, x))));
       });
     });
   }
@@ -385,11 +366,6 @@ class BackwardKernel {
   SDPA_INLINE void drop(const Panel<S>& panel, int key, T& tile) const {
     apply_dropout(panel.mask, step_ + key, tile);
     if constexpr (kPairs) scale(tile, rescale_);
-  }
-
-  /// Or NaN. A probability that is not 0 is at least 2^-126.
-  static SDPA_INLINE typename S::Mask is_positive(V p) {
-    return S::not_less(p, S::broadcast(0x1p-126f));
   }
 
   /// From dP in `tile` to dS in memory; P becomes what dV takes. Where P is 0, dP may be NaN.
@@ -402,7 +378,7 @@ class BackwardKernel {
     for_each(tile, [&](auto i, auto j, V& x) SDPA_INLINE_LAMBDA {
       const std::int64_t place = offset + i * lanes_ + j * S::kLanes;
       const V p = S::load(at(m_.p) + place);
-      x = S::keep(is_positive(p), S::mul(p, S::sub(x, S::load(delta + j * S::kLanes))));
+      x = S::keep(is_positive<S>(p), S::mul(p, S::sub(x, S::load(delta + j * S::kLanes))));
       if (softcap_.cap != 0 && !adds_to_mask_) x = S::mul(x, S::load(at(m_.slope) + place));
     });
     Ops::store_both(tile, ds_, key, panel.start);

@@ -10,7 +10,7 @@
 #include "sdpa/cpu/backward_dots.h"
 #include "sdpa/cpu/backward_job.h"
 #include "sdpa/cpu/backward_operands.h"
-#include "sdpa/cpu/score.h"
+#include "sdpa/cpu/backward_terms.h"
 
 namespace sdpa::cpu {
 
@@ -52,7 +52,9 @@ struct Slab {
 };
 
 template <class S>
-constexpr std::int64_t kPanelFloats = kMaxSlabs * kMaxPanels<S> * sizeof(Panel<S>) / sizeof(float);
+std::int64_t panel_floats(const Problem&, std::int64_t) {
+  return kMaxSlabs * kMaxPanels<S> * sizeof(Panel<S>) / sizeof(float);
+}
 
 template <class S, typename Element>
 class BackwardUnit {
@@ -83,20 +85,12 @@ class BackwardUnit {
       S::store(to + i, S::load(sums.data + i));
   }
 
-  /// dsink = -P_sink (D - dLSE), a row.
   void write_sink_terms() const {
-    float* to = task_.job->sink_terms +
-                (task_.batch * s_.kv_heads + task_.kv_head) * s_.q_len * s_.group() + first_row_;
     for (const Slab<S>& slab : slabs())
       for (int n = 0; n < slab.panel_count; ++n) {
-        const Panel<S>& panel = slab.panels[n];
-        for (int lane = 0; lane < panel.lanes.count; ++lane) {
-          const int row = slab.start + panel.start + lane;
-          float p[S::kLanes];
-          S::store(
-              p, exp2<S>(S::broadcast(task_.job->sinks[panel.lanes.head[lane]] - at(m_.lse)[row])));
-          to[row] = p[0] == 0 ? 0 : -p[0] * at(m_.delta)[row];
-        }
+        const int row = slab.start + slab.panels[n].start;
+        cpu::write_sink_terms<S>(task_, slab.panels[n].lanes, first_row_ + row, at(m_.lse) + row,
+                                 at(m_.delta) + row);
       }
   }
 
@@ -167,7 +161,7 @@ class BackwardUnit {
 
   /// Slabs of nearly equal size, whole vectors each.
   void make_slabs() {
-    auto* panels = reinterpret_cast<Panel<S>*>(at(m_.panels));
+    auto* panels = reinterpret_cast<Panel<S>*>(at(m_.own));
     slab_count_ = (lanes_ + kSlabRows - 1) / kSlabRows;
     const int size = static_cast<int>(padded_columns(ceil_div(lanes_, slab_count_)));
     for (int n = 0; n < slab_count_; ++n) {

@@ -18,7 +18,7 @@ Kernels make_kernels() {
                        .merge_keys = merge_keys<S>,
                        .merge_queries = merge_queries<S>,
                        .add_mask_gradient = add_mask_gradient<S>,
-                       .panel_floats = kPanelFloats<S>},
+                       .own_floats = panel_floats<S>},
           .shape = shape_of<S>(),
           .spin = spin_loops<S>()};
 }

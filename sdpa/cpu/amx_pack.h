@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// From rows of bfloat16 tensors, whose elements lie side by side, to packed tiles. A product of a
+// zero and a NaN would be NaN, so that packing says whether all elements are finite.
+
+#include "sdpa/cpu/amx_tile.h"
+#include "sdpa/tensor.h"
+
+namespace sdpa::cpu {
+namespace {
+
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+/// The first `count` of 32 elements; zeros beyond, and for a null row.
+SDPA_INLINE __m512i load_row(const BFloat16* row, std::int64_t count) {
+  if (row == nullptr || count <= 0) return _mm512_setzero_si512();
+  const auto lanes = static_cast<__mmask32>(_bzhi_u32(~0u, static_cast<unsigned>(count)));
+  return count >= kTileDepth ? _mm512_loadu_si512(row) : _mm512_maskz_loadu_epi16(lanes, row);
+}
+
+/// Elements of two rows by turns: first[0], second[0], first[1], ... for 16 columns.
+SDPA_INLINE __m512i interleave(const BFloat16* first, const BFloat16* second, std::int64_t count) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const std::int64_t half = count < kTileRows ? count : kTileRows;
+  const __m256i low = _mm512_castsi512_si256(load_row(first, half));
+  const __m256i high = _mm512_castsi512_si256(load_row(second, half));
+  return _mm512_permutexvar_epi16(order, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+}
+
+/// Remembers elements that are not finite: their exponent is all ones.
+class FiniteCheck {
+ public:
+  SDPA_INLINE void look_at(__m512i elements) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    infinite_ |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(elements, exponent), exponent);
+  }
+
+  bool is_finite() const { return infinite_ == 0; }
+
+ private:
+  __mmask32 infinite_ = 0;
+};
+
+template <class S>
+SDPA_INLINE void store_transposed(const __m512i (&words)[kTileRows], BFloat16* tile) {
+  __m512 rows[kTileRows];
+  unroll<kTileRows>([&](auto i) SDPA_INLINE_LAMBDA { rows[i] = _mm512_castsi512_ps(words[i]); });
+  S::transpose(rows);
+  unroll<kTileRows>([&](auto i) SDPA_INLINE_LAMBDA {
+    _mm512_store_ps(reinterpret_cast<float*>(tile + i * kTileDepth), rows[i]);
+  });
+}
+
+/// A from 16 rows as they are: tile[step][row][32]. Whether all of it is finite.
+inline bool pack_rows(const BFloat16* const* rows, std::int64_t columns, BFloat16* tiles) {
+  FiniteCheck check;
+  for (std::int64_t column = 0; column < columns; column += kTileDepth, tiles += kTileSize)
+    for (int row = 0; row < kTileRows; ++row) {
+      const __m512i elements =
+          load_row(rows[row] == nullptr ? nullptr : rows[row] + column, columns - column);
+      check.look_at(elements);
+      _mm512_store_si512(tiles + row * kTileDepth, elements);
+    }
+  return check.is_finite();
+}
+
+/// B whose columns are 16 given rows: tile[step][d / 2][row][d % 2]. Whether all of it is finite.
+template <class S>
+bool pack_columns(const BFloat16* const* rows, std::int64_t columns, std::int64_t step_stride,
+                  BFloat16* tiles) {
+  FiniteCheck check;
+  for (std::int64_t column = 0; column < columns; column += kTileDepth, tiles += step_stride) {
+    __m512i words[kTileRows];
+    unroll<kTileRows>([&](auto i) SDPA_INLINE_LAMBDA {
+      words[i] = load_row(rows[i] == nullptr ? nullptr : rows[i] + column, columns - column);
+      check.look_at(words[i]);
+    });
+    store_transposed<S>(words, tiles);
+  }
+  return check.is_finite();
+}
+
+/// A from the transposed of 32 rows, zeros from `columns` to `padded`: tile[d / 16][d % 16][row].
+/// Whether all of it is finite.
+template <class S>
+bool pack_transposed(const BFloat16* const* rows, std::int64_t columns, std::int64_t padded,
+                     BFloat16* tiles) {
+  FiniteCheck check;
+  for (std::int64_t column = 0; column < padded; column += kTileRows, tiles += kTileSize) {
+    __m512i words[kTileRows];
+    unroll<kTileRows>([&](auto i) SDPA_INLINE_LAMBDA {
+      const BFloat16* first = rows[2 * i];
+      const BFloat16* second = rows[2 * i + 1];
+      words[i] = interleave(first == nullptr ? nullptr : first + column,
+                            second == nullptr ? nullptr : second + column, columns - column);
+      check.look_at(words[i]);
+    });
+    store_transposed<S>(words, tiles);
+  }
+  return check.is_finite();
+}
+
+/// B from 32 rows, zeros from `columns` to `padded`: tile[d / 16][row / 2][d % 16][row % 2].
+inline void pack_pairs(const BFloat16* const* rows, std::int64_t columns, std::int64_t padded,
+                       BFloat16* tiles) {
+  for (std::int64_t column = 0; column < padded; column += kTileRows, tiles += kTileSize)
+    for (int pair = 0; pair < kTileRows; ++pair) {
+      const BFloat16* first = rows[2 * pair];
+      const BFloat16* second = rows[2 * pair + 1];
+      _mm512_store_si512(
+          tiles + pair * kTileDepth,
+          interleave(first == nullptr ? nullptr : first + column,
+                     second == nullptr ? nullptr : second + column, columns - column));
+    }
+}
+
+/// Addresses of `count` rows of a head from `first` on; nullptr beyond the last.
+inline void find_rows(const TensorView& view, std::int64_t batch, std::int64_t head,
+                      std::int64_t first, int count, const BFloat16** rows) {
+  for (int i = 0; i < count; ++i)
+    rows[i] = first + i < view.shape[2] ? view.at<BFloat16>(batch, head, first + i) : nullptr;
+}
+
+/// Whether the elements of a row lie side by side.
+inline bool has_whole_rows(const TensorView& view) {
+  return view.shape[3] <= 1 || view.strides[3] == 1;
+}
+
+}  // namespace
+}  // namespace sdpa::cpu
