@@ -32,6 +32,12 @@ namespace sdpa::cpu {
 /// How far scores may exceed a stale maximum, in powers of two.
 constexpr float kStaleSlack = 8;
 
+/// Tasks of neighbouring keys are handed out in runs, so that a thread asks for the first block of
+/// the next task while it works on the last one of this (one Granite Rapids core: one head of 32k
+/// keys, float32, from 1.36 to 1.26 ms; 32 heads on 8, 8k keys, from 3.25 to 2.89, bfloat16 from
+/// 1.94 to 1.79). This many let threads end together.
+constexpr std::int64_t kRunsPerThread = 8;
+
 /// Room for whole tiles beyond the last key of a block.
 constexpr std::int64_t kScoreStride = kKeyBlock + 16;
 
@@ -80,6 +86,7 @@ struct DecodeTask {
   const DecodePlan& plan;
   DecodeWorkspace<S>& work;
   DecodePartial partial;
+  bool is_followed = false;  ///< by a task of this thread with the head's next keys
   Lanes lanes{};
   Softcap softcap{};
   float score_scale = 1;
@@ -144,7 +151,7 @@ struct DecodeTask {
     if (problem.dropout.is_active())
       choose_kept<S>(problem.dropout, problem.q_heads, lanes, first, begin, end, *work.mask);
     is_partial = coverage == Coverage::kPartial;
-    const bool is_last = first + kKeyBlock >= last;
+    const bool is_last = first + kKeyBlock >= last && !is_followed;
     stage_rows(tensors.key, first, is_last, work.keys, keys);
     stage_rows(tensors.value, first, is_last, work.values, values);
     score();
@@ -354,8 +361,12 @@ struct DecodePass {
     const std::int64_t size = DecodePartials::floats(plan.rows, problem.v_dim);
     const CallMemory memory(plan.splits > 1 ? plan.tasks * size : 0);
     parts = {.data = memory.floats(), .rows = plan.rows, .columns = problem.v_dim};
-    parallel_for(plan.tasks, [&](std::int64_t task, int) {
-      with_workspace([&](DecodeWorkspace<S>& work) { run_task(work, task); });
+    const std::int64_t run = ceil_div(plan.tasks, kRunsPerThread * thread_count());
+    parallel_for(ceil_div(plan.tasks, run), [&](std::int64_t n, int) {
+      const std::int64_t first = n * run, left = plan.tasks - first;
+      with_workspace([&](DecodeWorkspace<S>& work) {
+        run_tasks(work, first, first + (left < run ? left : run));
+      });
     });
     if (plan.splits == 1) return;
     parallel_for(problem.batch * problem.kv_heads, [&](std::int64_t head, int) {
@@ -365,11 +376,16 @@ struct DecodePass {
     });
   }
 
-  void run_task(DecodeWorkspace<S>& work, std::int64_t task) {
-    if (has_neighbours(tensors.key) && has_neighbours(tensors.value))
-      run_task<Data>(work, task);
-    else
-      run_task<float>(work, task);
+  /// Tasks [first, last).
+  void run_tasks(DecodeWorkspace<S>& work, std::int64_t first, std::int64_t last) {
+    const bool is_read_in_place = has_neighbours(tensors.key) && has_neighbours(tensors.value);
+    for (std::int64_t task = first; task < last; ++task) {
+      const bool is_followed = task + 1 < last && (task + 1) % plan.splits != 0;
+      if (is_read_in_place)
+        run_task<Data>(work, task, is_followed);
+      else
+        run_task<float>(work, task, is_followed);
+    }
   }
 
  private:
@@ -387,13 +403,14 @@ struct DecodePass {
   }
 
   template <typename Element>
-  void run_task(DecodeWorkspace<S>& work, std::int64_t task) {
+  void run_task(DecodeWorkspace<S>& work, std::int64_t task, bool is_followed) {
     const bool is_split = plan.splits > 1;
     DecodeTask<S, Data, Element>{.problem = problem,
                                  .tensors = tensors,
                                  .plan = plan,
                                  .work = work,
-                                 .partial = is_split ? parts[task] : work.single[0]}
+                                 .partial = is_split ? parts[task] : work.single[0],
+                                 .is_followed = is_followed}
         .run(task / plan.splits, task % plan.splits);
     if (!is_split) merge(work, task, work.single, 0, 1);
   }

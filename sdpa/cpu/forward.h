@@ -105,9 +105,9 @@ struct ForwardTask {
     if (plan.has_short_heads) look_ahead(task, stride);
     visit(0, problem.kv_len);
     for (int b = 0; b < blocks; ++b) finish(work.blocks[b]);
-    if (plan.last_rows.rows > 0 && task % plan.chunks_per_head == 0)
-      DecodePass<S, Data>{problem, tensors, plan.last_rows}.run_task(work.last_rows,
-                                                                     task / plan.chunks_per_head);
+    if (plan.last_rows.rows == 0 || task % plan.chunks_per_head != 0) return;
+    const std::int64_t head = task / plan.chunks_per_head;
+    DecodePass<S, Data>{problem, tensors, plan.last_rows}.run_tasks(work.last_rows, head, head + 1);
   }
 
   /// One part of the keys of a chunk, which is one block then.
