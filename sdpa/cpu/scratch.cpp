@@ -21,7 +21,7 @@ Bytes allocate(std::size_t bytes) {
   return Bytes(static_cast<char*>(::operator new[](bytes, kAlignment)));
 }
 
-constexpr std::size_t kMostKept = std::size_t{32} << 20;
+constexpr std::size_t kMostKept = std::size_t{64} << 20;
 
 /// What a call has left for the next.
 struct Shelf {
