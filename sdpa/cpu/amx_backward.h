@@ -139,6 +139,18 @@ class AmxBackward {
 
   // 32 lanes against a block of keys
 
+  /// What each vector of lanes needs, in registers.
+  struct LaneTerms {
+    V less_lse[kColumns], delta[kColumns];
+
+    SDPA_INLINE explicit LaneTerms(const AmxRows& rows) {
+      unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+        less_lse[j] = S::sub(S::zero(), S::load(rows.lse + j * S::kLanes));
+        delta[j] = S::load(rows.delta + j * S::kLanes);
+      });
+    }
+  };
+
   void run_lanes(int n) {
     AmxRows& rows = m_.rows[n];
     ScoreMask<S>& mask = scores_.mask;
@@ -268,53 +280,46 @@ class AmxBackward {
   template <bool kIsPlain>
   void weigh(int n, int key, int at) {
     const AmxRows& rows = m_.rows[n];
-    BFloat16* p = start_weights(*m_.p, n, key);
-    BFloat16* ds = start_weights(*m_.ds, n, key);
+    BFloat16* p_row = start_weights(*m_.p, n, key);
+    BFloat16* ds_row = start_weights(*m_.ds, n, key);
     seen_[key / kAmxBlock].add(n);
-    V less_lse[kColumns], delta[kColumns];
-    unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
-      less_lse[j] = S::sub(S::zero(), S::load(rows.lse + j * S::kLanes));
-      delta[j] = S::load(rows.delta + j * S::kLanes);
-    });
-    const V unit = S::broadcast(scale_);
+    const LaneTerms terms(rows);
     for (int row = 0; row < kAmxBlock; row += 2) {
-      V weight[2][kColumns], grad[2][kColumns];
+      V p[2][kColumns], ds[2][kColumns];
       unroll<2>([&](auto i) SDPA_INLINE_LAMBDA {
         unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
-          const int place = at + row + i;
-          V x = S::load(scores_.score[place] + j * S::kLanes);
-          if constexpr (kIsPlain) {
-            x = exp2<S, Rounding::kTo16Bits>(S::multiply_add(x, unit, less_lse[j]));
-            const V dp = S::load(scores_.grad[place] + j * S::kLanes);
-            grad[i][j] = S::mul(x, S::sub(dp, delta[j]));
-          } else {
-            grad[i][j] = score_gradient(x, delta[j], key + row + i, place, j);
-            if (s_.dropout.is_active())
-              x = S::keep(sees<S>(scores_.mask.kept, key + row + i, j), x);
-          }
-          weight[i][j] = x;
+          weigh_key<kIsPlain>(terms, key + row + i, at + row + i, j, p[i][j], ds[i][j]);
         });
       });
       unroll<2>([&](auto i) SDPA_INLINE_LAMBDA {
-        _mm512_store_si512(p + (row + i) * kTileDepth, round_pairs(weight[i][0], weight[i][1]));
-        _mm512_store_si512(ds + (row + i) * kTileDepth, round_pairs(grad[i][0], grad[i][1]));
+        _mm512_store_si512(p_row + (row + i) * kTileDepth, round_pairs(p[i][0], p[i][1]));
+        _mm512_store_si512(ds_row + (row + i) * kTileDepth, round_pairs(ds[i][0], ds[i][1]));
       });
       unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
         _mm512_store_si512(scores_.pairs[(key + row) / 2][j * S::kLanes],
-                           round_pairs(grad[0][j], grad[1][j]));
+                           round_pairs(ds[0][j], ds[1][j]));
       });
     }
   }
 
-  /// Where P is 0, dP may be NaN and a slope be missing.
-  SDPA_INLINE V score_gradient(V p, V delta, int key, int place, int j) const {
-    V ds = S::mul(p, S::sub(grad_of(key, place, j), delta));
-    if (softcap_.cap != 0) ds = S::mul(ds, S::load(scores_.slope[place] + j * S::kLanes));
-    return S::keep(is_positive<S>(p), ds);
+  /// P and dS of one key and the lanes of column j, whose scores are in row `at`. Where P is 0 by
+  /// a mask, dP may be NaN and a slope be missing.
+  template <bool kIsPlain>
+  SDPA_INLINE void weigh_key(const LaneTerms& terms, int key, int at, int j, V& p, V& ds) const {
+    p = S::load(scores_.score[at] + j * S::kLanes);
+    if constexpr (kIsPlain) {
+      p = exp2<S, Rounding::kTo16Bits>(S::multiply_add(p, S::broadcast(scale_), terms.less_lse[j]));
+      ds = S::mul(p, S::sub(S::load(scores_.grad[at] + j * S::kLanes), terms.delta[j]));
+      return;
+    }
+    ds = S::mul(p, S::sub(grad_of(key, at, j), terms.delta[j]));
+    if (softcap_.cap != 0) ds = S::mul(ds, S::load(scores_.slope[at] + j * S::kLanes));
+    ds = S::keep(is_positive<S>(p), ds);
+    if (s_.dropout.is_active()) p = S::keep(sees<S>(scores_.mask.kept, key, j), p);
   }
 
-  /// Where the weights of 32 lanes and 32 keys go; zeros for lanes before them that see others of
-  /// these keys' neighbours, but none of these.
+  /// Where the weights of 32 lanes and 32 keys go; zeros for lanes before them that see none of
+  /// these keys, between others that do.
   BFloat16* start_weights(AmxWeights& weights, int n, int key) const {
     const int tile = key / kAmxBlock;
     const LaneBlocks& seen = seen_[tile];

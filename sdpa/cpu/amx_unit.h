@@ -115,7 +115,7 @@ class AmxUnit {
     for (float& each : factor) each = is_summed ? 1 : static_cast<float>(s_.scale);
     for (int n = 0; n < blocks(); ++n) {
       if (is_summed)
-        add_block_to_sums(n, factor);
+        store_block(n, factor);
       else
         write_block(n, factor);
     }
@@ -199,7 +199,7 @@ class AmxUnit {
     return sum;
   }
 
-  void add_block_to_sums(int n, const float* factor) const {
+  void store_block(int n, const float* factor) const {
     const std::int64_t stride = task_.job->layout.qk_stride;
     float* to[kAmxBlock];
     for (int lane = 0; lane < kAmxBlock; ++lane)
