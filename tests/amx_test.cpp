@@ -49,9 +49,18 @@ struct ModelTiles {
 
 bool runs_here() {
   for (const InstructionSet& set : instruction_sets())
-    if (set.name == "avx512_bf16") return set.runs_here;
+    if (set.name == "avx512") return set.runs_here;
   return false;
 }
+
+class Amx : public testing::Test {
+  void SetUp() override {
+    if (!runs_here()) GTEST_SKIP() << "!!! NOT CHECKED: this processor has no AVX-512";
+  }
+};
+
+using AmxForwardTest = Amx;
+using AmxBackwardTest = Amx;
 
 /// The cases of bfloat16 that have results, with their data and what the oracle expects.
 template <class Function>
@@ -78,8 +87,7 @@ struct Count {
   }
 };
 
-TEST(AmxForward, EveryCaseOfBFloat16) {
-  if (!runs_here()) GTEST_SKIP() << "!!! NOT CHECKED: this processor has no AVX-512 with bfloat16";
+TEST_F(AmxForwardTest, EveryCaseOfBFloat16) {
   Count count;
   for_each_case([&](cases::CaseData& data, const cases::Expected& oracle) {
     const ForwardTensors tensors = data.forward_tensors();
@@ -117,8 +125,7 @@ void run_both(cases::CaseData& data) {
 }
 
 /// Also of fewer keys than it is chosen for; with very few, what rounding takes off a weight shows.
-TEST(AmxBackward, EveryCaseOfBFloat16) {
-  if (!runs_here()) GTEST_SKIP() << "!!! NOT CHECKED: this processor has no AVX-512 with bfloat16";
+TEST_F(AmxBackwardTest, EveryCaseOfBFloat16) {
   for_each_case([&](cases::CaseData& data, const cases::Expected& oracle) {
     if (data.problem.kv_len < kTileRows) return;
     run_both(data);
@@ -137,8 +144,7 @@ cases::Case shape(std::int64_t q_len, std::int64_t kv_len) {
           .v_dim = 24};
 }
 
-TEST(AmxBackward, MoreKeysThanABlockAndMoreRowsThanAUnit) {
-  if (!runs_here()) GTEST_SKIP() << "!!! NOT CHECKED: this processor has no AVX-512 with bfloat16";
+TEST_F(AmxBackwardTest, MoreKeysThanABlockAndMoreRowsThanAUnit) {
   for (const bool has_features : {false, true})
     for (const bool has_nan : {false, true}) {
       cases::Case spec = shape(231, 300);
@@ -161,8 +167,7 @@ TEST(AmxBackward, MoreKeysThanABlockAndMoreRowsThanAUnit) {
 }
 
 /// Many rows add up to one key, and with them any error of dP - delta.
-TEST(AmxBackward, RowsThatSeeOneKeyHaveNoGradientOfScores) {
-  if (!runs_here()) GTEST_SKIP() << "!!! NOT CHECKED: this processor has no AVX-512 with bfloat16";
+TEST_F(AmxBackwardTest, RowsThatSeeOneKeyHaveNoGradientOfScores) {
   cases::Case spec = shape(297, 297);
   spec.window = {.left = 0, .right = 0};
   cases::CaseData data(spec, 7);
@@ -172,8 +177,7 @@ TEST(AmxBackward, RowsThatSeeOneKeyHaveNoGradientOfScores) {
 }
 
 /// A zero weight must not meet them in a product.
-TEST(Amx, RowsThatAreNotFiniteAreLeftToAnotherKernel) {
-  if (!runs_here()) GTEST_SKIP() << "!!! NOT CHECKED: this processor has no AVX-512 with bfloat16";
+TEST_F(Amx, RowsThatAreNotFiniteAreLeftToAnotherKernel) {
   for (const double value :
        {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity()})
     for (cases::Tensor cases::CaseData::* poisoned :

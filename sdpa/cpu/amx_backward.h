@@ -200,15 +200,10 @@ class AmxBackward {
 
   /// S^T and dP^T of 32 keys, to rows `at` of their memory.
   void multiply_scores(const AmxRows& rows, int key, int at) const {
-    Tiles::template multiply_block<Sum::kStart>(
-        scores_.score[at], kAmxBlock,
-        packed(m_.keys + key * m_.key_steps * kTileDepth, m_.key_steps * kTileSize, kTileSize),
-        packed(rows.query, kTileSize, 2 * kTileSize), static_cast<int>(m_.key_steps));
-    Tiles::template multiply_block<Sum::kStart>(
-        scores_.grad[at], kAmxBlock,
-        packed(m_.values + key * m_.value_steps * kTileDepth, m_.value_steps * kTileSize,
-               kTileSize),
-        packed(rows.grad_out, kTileSize, 2 * kTileSize), static_cast<int>(m_.value_steps));
+    multiply_lanes<Tiles>(scores_.score[at], m_.keys + key * m_.key_steps * kTileDepth, rows.query,
+                          m_.key_steps);
+    multiply_lanes<Tiles>(scores_.grad[at], m_.values + key * m_.value_steps * kTileDepth,
+                          rows.grad_out, m_.value_steps);
   }
 
   /// P^T of 32 keys in place of S^T; 0 beyond the surveyed range.
@@ -330,17 +325,9 @@ class AmxBackward {
 
   /// dQ^T over keys [begin, end) of the block.
   void add_to_queries(const AmxRows& rows, int begin, int end) const {
-    const std::int64_t row_of_tiles = m_.query_tiles * kTileSize;
-    const TilePair pairs{.data = scores_.pairs[begin / 2][0],
-                         .row = 2 * kAmxBlock,
-                         .second = kTileDepth,
-                         .step = kTileRows * 2 * kAmxBlock};
-    const BFloat16* keys = m_.keys_t + begin / kTileDepth * row_of_tiles;
-    for (std::int64_t tile = 0; tile < m_.query_tiles; tile += 2)
-      Tiles::template multiply_block<Sum::kContinue>(
-          rows.grad_query + tile * kTileRows * kAmxBlock, kAmxBlock,
-          packed(keys + tile * kTileSize, kTileSize, row_of_tiles), pairs,
-          (end - begin) / kTileDepth);
+    const BFloat16* keys = m_.keys_t + begin * m_.query_tiles * kTileRows;
+    add_weighted<Tiles>(rows.grad_query, keys, m_.query_tiles, scores_.pairs[begin / 2][0],
+                        (end - begin) / kTileDepth);
   }
 
   /// Blocks of lanes [first, last) that see some of 32 keys; what lies between them does, or has

@@ -194,12 +194,9 @@ class AmxForward {
 
   void begin_block(AmxBlock<S>& block, std::int64_t head, std::int64_t row, int count) const {
     block.lanes = make_lanes(s_, head / s_.kv_heads, head % s_.kv_heads, row, count);
-    const BFloat16* rows[kAmxBlock] = {};
-    for (int lane = 0; lane < count; ++lane)
-      rows[lane] = reinterpret_cast<const BFloat16*>(row_address(t_.query, block.lanes, lane));
-    for (int half = 0; half < 2; ++half)
-      pack_columns<S>(rows + half * kTileRows, s_.qk_dim, 2 * kTileSize,
-                      block.query + half * kTileSize);
+    const BFloat16* rows[kAmxBlock];
+    find_lanes(t_.query, block.lanes, rows);
+    pack_columns<S>(rows, s_.qk_dim, block.query);
     __builtin_memset(block.out, 0, static_cast<std::size_t>(out_size()) * sizeof(float));
     alignas(64) float row_max[kAmxBlock], row_sum[kAmxBlock];
     for (int lane = 0; lane < kAmxBlock; ++lane) {
@@ -244,9 +241,7 @@ class AmxForward {
     const std::int64_t row_of_tiles = packed_.key_steps * kTileSize;
     const BFloat16* keys =
         packed_.keys + index * packed_.key_block_size() + first / kTileRows * row_of_tiles;
-    Tiles::template multiply_block<Sum::kStart>(
-        m.scores[0], kAmxBlock, packed(keys, row_of_tiles, kTileSize),
-        packed(block.query, kTileSize, 2 * kTileSize), static_cast<int>(packed_.key_steps));
+    multiply_lanes<Tiles>(m.scores[0], keys, block.query, packed_.key_steps);
   }
 
   /// Scale, soft cap and mask, in place; keys outside [begin, end) are hidden.
@@ -340,15 +335,8 @@ class AmxForward {
     const std::int64_t row_of_tiles = packed_.value_tiles * kTileSize;
     const BFloat16* values =
         packed_.values + index * packed_.value_block_size() + begin / kTileDepth * row_of_tiles;
-    const TilePair pairs{.data = m.probabilities[begin / 2][0],
-                         .row = 2 * kAmxBlock,
-                         .second = kTileDepth,
-                         .step = kTileRows * 2 * kAmxBlock};
-    for (std::int64_t tile = 0; tile < packed_.value_tiles; tile += 2)
-      Tiles::template multiply_block<Sum::kContinue>(
-          block.out + tile * kTileRows * kAmxBlock, kAmxBlock,
-          packed(values + tile * kTileSize, kTileSize, row_of_tiles), pairs,
-          (end - begin) / kTileDepth);
+    add_weighted<Tiles>(block.out, values, packed_.value_tiles, m.probabilities[begin / 2][0],
+                        (end - begin) / kTileDepth);
   }
 
   /// O = O^T / l and LSE; a row that saw nothing is 0 and -infinity.

@@ -5,6 +5,7 @@
 // zero and a NaN would be NaN, so that packing says whether all elements are finite.
 
 #include "sdpa/cpu/amx_tile.h"
+#include "sdpa/cpu/lanes.h"
 #include "sdpa/tensor.h"
 
 namespace sdpa::cpu {
@@ -55,33 +56,58 @@ SDPA_INLINE void store_transposed(const __m512i (&words)[kTileRows], BFloat16* t
   });
 }
 
+/// A null row stays null.
+SDPA_INLINE const BFloat16* at_column(const BFloat16* row, std::int64_t column) {
+  return row == nullptr ? nullptr : row + column;
+}
+
 /// A from 16 rows as they are: tile[step][row][32]. Whether all of it is finite.
 inline bool pack_rows(const BFloat16* const* rows, std::int64_t columns, BFloat16* tiles) {
   FiniteCheck check;
   for (std::int64_t column = 0; column < columns; column += kTileDepth, tiles += kTileSize)
     for (int row = 0; row < kTileRows; ++row) {
-      const __m512i elements =
-          load_row(rows[row] == nullptr ? nullptr : rows[row] + column, columns - column);
+      const __m512i elements = load_row(at_column(rows[row], column), columns - column);
       check.look_at(elements);
       _mm512_store_si512(tiles + row * kTileDepth, elements);
     }
   return check.is_finite();
 }
 
-/// B whose columns are 16 given rows: tile[step][d / 2][row][d % 2]. Whether all of it is finite.
-template <class S>
-bool pack_columns(const BFloat16* const* rows, std::int64_t columns, std::int64_t step_stride,
-                  BFloat16* tiles) {
+/// Tiles of 16 x 16 words, transposed, `stride` elements apart: `words(i, column)` are row i of the
+/// one that begins at a column, each `width` columns wide. Whether all of it is finite.
+template <class S, class Words>
+SDPA_INLINE bool pack_words(std::int64_t columns, std::int64_t width, std::int64_t stride,
+                            BFloat16* tiles, const Words& words) {
   FiniteCheck check;
-  for (std::int64_t column = 0; column < columns; column += kTileDepth, tiles += step_stride) {
-    __m512i words[kTileRows];
+  for (std::int64_t column = 0; column < columns; column += width, tiles += stride) {
+    __m512i rows[kTileRows];
     unroll<kTileRows>([&](auto i) SDPA_INLINE_LAMBDA {
-      words[i] = load_row(rows[i] == nullptr ? nullptr : rows[i] + column, columns - column);
-      check.look_at(words[i]);
+      rows[i] = words(i, column);
+      check.look_at(rows[i]);
     });
-    store_transposed<S>(words, tiles);
+    store_transposed<S>(rows, tiles);
   }
   return check.is_finite();
+}
+
+/// B whose columns are 32 given rows: tile[step][row / 16][d / 2][row % 16][d % 2]. Whether all of
+/// it is finite.
+template <class S>
+bool pack_columns(const BFloat16* const* rows, std::int64_t columns, BFloat16* tiles) {
+  bool finite = true;
+  for (int half = 0; half < 2; ++half, rows += kTileRows, tiles += kTileSize)
+    finite &= pack_words<S>(columns, kTileDepth, 2 * kTileSize, tiles,
+                            [&](int i, std::int64_t column) SDPA_INLINE_LAMBDA {
+                              return load_row(at_column(rows[i], column), columns - column);
+                            });
+  return finite;
+}
+
+/// Rows 2 pair and 2 pair + 1 by turns, 16 columns from `column` on.
+SDPA_INLINE __m512i pair_of_rows(const BFloat16* const* rows, int pair, std::int64_t column,
+                                 std::int64_t columns) {
+  return interleave(at_column(rows[2 * pair], column), at_column(rows[2 * pair + 1], column),
+                    columns - column);
 }
 
 /// A from the transposed of 32 rows, zeros from `columns` to `padded`: tile[d / 16][d % 16][row].
@@ -89,33 +115,17 @@ bool pack_columns(const BFloat16* const* rows, std::int64_t columns, std::int64_
 template <class S>
 bool pack_transposed(const BFloat16* const* rows, std::int64_t columns, std::int64_t padded,
                      BFloat16* tiles) {
-  FiniteCheck check;
-  for (std::int64_t column = 0; column < padded; column += kTileRows, tiles += kTileSize) {
-    __m512i words[kTileRows];
-    unroll<kTileRows>([&](auto i) SDPA_INLINE_LAMBDA {
-      const BFloat16* first = rows[2 * i];
-      const BFloat16* second = rows[2 * i + 1];
-      words[i] = interleave(first == nullptr ? nullptr : first + column,
-                            second == nullptr ? nullptr : second + column, columns - column);
-      check.look_at(words[i]);
-    });
-    store_transposed<S>(words, tiles);
-  }
-  return check.is_finite();
+  return pack_words<S>(padded, kTileRows, kTileSize, tiles,
+                       [&](int i, std::int64_t column)
+                           SDPA_INLINE_LAMBDA { return pair_of_rows(rows, i, column, columns); });
 }
 
 /// B from 32 rows, zeros from `columns` to `padded`: tile[d / 16][row / 2][d % 16][row % 2].
 inline void pack_pairs(const BFloat16* const* rows, std::int64_t columns, std::int64_t padded,
                        BFloat16* tiles) {
   for (std::int64_t column = 0; column < padded; column += kTileRows, tiles += kTileSize)
-    for (int pair = 0; pair < kTileRows; ++pair) {
-      const BFloat16* first = rows[2 * pair];
-      const BFloat16* second = rows[2 * pair + 1];
-      _mm512_store_si512(
-          tiles + pair * kTileDepth,
-          interleave(first == nullptr ? nullptr : first + column,
-                     second == nullptr ? nullptr : second + column, columns - column));
-    }
+    for (int pair = 0; pair < kTileRows; ++pair)
+      _mm512_store_si512(tiles + pair * kTileDepth, pair_of_rows(rows, pair, column, columns));
 }
 
 /// Addresses of `count` rows of a head from `first` on; nullptr beyond the last.
@@ -123,6 +133,12 @@ inline void find_rows(const TensorView& view, std::int64_t batch, std::int64_t h
                       std::int64_t first, int count, const BFloat16** rows) {
   for (int i = 0; i < count; ++i)
     rows[i] = first + i < view.shape[2] ? view.at<BFloat16>(batch, head, first + i) : nullptr;
+}
+
+/// Addresses of the rows of 32 lanes; nullptr for lanes that stand for nothing.
+inline void find_lanes(const TensorView& view, const Lanes& lanes, const BFloat16** rows) {
+  for (int lane = 0; lane < kAmxBlock; ++lane)
+    rows[lane] = lane < lanes.count ? row_of<const BFloat16>(view, lanes, lane) : nullptr;
 }
 
 /// Whether the elements of a row lie side by side.

@@ -115,6 +115,30 @@ struct AmxTiles {
   }
 };
 
+/// to[row][lane] = 32 packed rows times 32 packed columns, the lanes.
+template <class Tiles>
+SDPA_INLINE void multiply_lanes(float* to, const BFloat16* rows, const BFloat16* columns,
+                                std::int64_t steps) {
+  Tiles::template multiply_block<Sum::kStart>(
+      to, kAmxBlock, packed(rows, steps * kTileSize, kTileSize),
+      packed(columns, kTileSize, 2 * kTileSize), static_cast<int>(steps));
+}
+
+/// to[d][lane] += rows of 32 keys a step, packed transposed in `tiles` tiles (an even number),
+/// times weights[key / 2][lane][key % 2].
+template <class Tiles>
+SDPA_INLINE void add_weighted(float* to, const BFloat16* rows, std::int64_t tiles,
+                              const BFloat16* weights, int steps) {
+  const TilePair pairs{.data = weights,
+                       .row = 2 * kAmxBlock,
+                       .second = kTileDepth,
+                       .step = kTileRows * 2 * kAmxBlock};
+  for (std::int64_t tile = 0; tile < tiles; tile += 2)
+    Tiles::template multiply_block<Sum::kContinue>(
+        to + tile * kTileRows * kAmxBlock, kAmxBlock,
+        packed(rows + tile * kTileSize, kTileSize, tiles * kTileSize), pairs, steps);
+}
+
 /// To nearest, ties away from zero. A NaN may come out as another number. The processor's own
 /// conversion lasts four times as long as an addition.
 SDPA_INLINE __m512 round_to_bfloat16(__m512 v) {

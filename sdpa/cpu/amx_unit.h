@@ -141,11 +141,6 @@ class AmxUnit {
     return stage_terms(rows, grad_out, out) && finite;
   }
 
-  static void find_lanes(const TensorView& view, const Lanes& lanes, const BFloat16** rows) {
-    for (int lane = 0; lane < kAmxBlock; ++lane)
-      rows[lane] = lane < lanes.count ? row_of<const BFloat16>(view, lanes, lane) : nullptr;
-  }
-
   /// As columns, and as pairs of rows 16 apart: P^T and dS^T have their lanes in this order.
   static bool pack_both(const BFloat16* const (&rows)[kAmxBlock], std::int64_t columns,
                         std::int64_t tiles, BFloat16* by_columns, BFloat16* pairs, int n) {
@@ -155,11 +150,7 @@ class AmxUnit {
       paired[2 * i + 1] = rows[kTileRows + i];
     }
     pack_pairs(paired, columns, tiles * kTileRows, pairs + n * tiles * kTileSize);
-    bool finite = true;
-    for (int half = 0; half < 2; ++half)
-      finite &= pack_columns<S>(rows + half * kTileRows, columns, 2 * kTileSize,
-                                by_columns + half * kTileSize);
-    return finite;
+    return pack_columns<S>(rows, columns, by_columns);
   }
 
   /// lse2 and delta = rowsum(dO O) - dLSE; +infinity and 0 for a row that sees nothing, and for
