@@ -10,10 +10,12 @@
 #include <limits>
 
 #include "sdpa/cpu/amx_backward.h"
+#include "sdpa/cpu/amx_decode.h"
 #include "sdpa/cpu/amx_forward.h"
 #include "sdpa/cpu/backward.h"
 #include "sdpa/cpu/instruction_set.h"
 #include "sdpa/cpu/simd_avx512.h"
+#include "sdpa/threads.h"
 #include "tests/conformance.h"
 
 namespace sdpa::cpu {
@@ -33,10 +35,10 @@ struct ModelTiles {
     return to_float(pair.data[step * pair.step + tile * pair.second + row * pair.row + column]);
   }
 
-  template <Sum kSum, int kTileColumns = 2>
+  template <Sum kSum, int kColumns = 2, int kRows = 2>
   static void multiply_block(float* to, std::int64_t stride, TilePair a, TilePair b, int steps) {
-    for (int i = 0; i < kAmxBlock; ++i)
-      for (int j = 0; j < kTileColumns * kTileRows; ++j) {
+    for (int i = 0; i < kRows * kTileRows; ++i)
+      for (int j = 0; j < kColumns * kTileRows; ++j) {
         float sum = kSum == Sum::kStart ? 0 : to[i * stride + j];
         for (int step = 0; step < steps; ++step)
           for (int k = 0; k < kTileDepth; ++k)
@@ -61,6 +63,7 @@ class Amx : public testing::Test {
 
 using AmxForwardTest = Amx;
 using AmxBackwardTest = Amx;
+using AmxDecodeTest = Amx;
 
 /// The cases of bfloat16 that have results, with their data and what the oracle expects.
 template <class Function>
@@ -100,6 +103,38 @@ TEST_F(AmxForwardTest, EveryCaseOfBFloat16) {
   count.expect_mostly_runs();
 }
 
+cases::Case shape(std::int64_t q_len, std::int64_t kv_len) {
+  return {.dtype = DType::kBFloat16,
+          .q_heads = 4,
+          .kv_heads = 2,
+          .q_len = q_len,
+          .kv_len = kv_len,
+          .qk_dim = 40,
+          .v_dim = 24};
+}
+
+/// With no more threads than heads each task packs its own keys, with more of them all are packed
+/// before.
+TEST_F(AmxForwardTest, PacksWithFewThreadsAsWithMany) {
+  const int threads = thread_count();
+  for (const double value : {0.5, std::numeric_limits<double>::quiet_NaN()}) {
+    cases::CaseData data(shape(40, 300), 7);
+    cases::fill_rows(data.key.view(), 290, 291, value);
+    std::vector<double> outputs[2];
+    for (int n = 0; n < 2; ++n) {
+      set_thread_count(n == 0 ? 1 : 8);
+      EXPECT_EQ((AmxForward<Lanes32, ModelTiles>(data.problem, data.forward_tensors()).run()),
+                value == value);
+      outputs[n] = data.out.values();
+    }
+    if (value == value) {
+      EXPECT_EQ(outputs[0], outputs[1]);
+      EXPECT_EQ(cases::forward_failures(data, cases::expected(data)), std::vector<std::string>());
+    }
+  }
+  set_thread_count(threads);
+}
+
 using ModelBackward = AmxBackward<Lanes32, ModelTiles>;
 
 Count parts;
@@ -134,14 +169,87 @@ TEST_F(AmxBackwardTest, EveryCaseOfBFloat16) {
   parts.expect_mostly_runs();
 }
 
-cases::Case shape(std::int64_t q_len, std::int64_t kv_len) {
-  return {.dtype = DType::kBFloat16,
-          .q_heads = 4,
-          .kv_heads = 2,
-          .q_len = q_len,
-          .kv_len = kv_len,
-          .qk_dim = 40,
-          .v_dim = 24};
+/// Whether the model decodes it: no more rows than a tile has.
+bool decode_with_tiles(cases::CaseData& data) {
+  const Problem& problem = data.problem;
+  if (problem.q_len * problem.group() > kTileRows) return false;
+  DecodePass<AmxDecode<ModelTiles>, BFloat16>{problem, data.forward_tensors(), plan_decode(problem)}
+      .run();
+  return true;
+}
+
+TEST_F(AmxDecodeTest, EveryCaseOfBFloat16WithFewRows) {
+  int runs = 0;
+  for_each_case([&](cases::CaseData& data, const cases::Expected& oracle) {
+    if (!decode_with_tiles(data)) return;
+    ++runs;
+    EXPECT_EQ(cases::forward_failures(data, oracle), std::vector<std::string>());
+  });
+  EXPECT_GT(runs, 20);
+}
+
+/// What a mask, positions, dropout and a soft cap can do to scores, all at once.
+void add_features(cases::Case& spec) {
+  spec.mask = {.shape = cases::MaskShape::kPerHead, .dtype = DType::kFloat32};
+  spec.causal = Causal::kLowerRight;
+  spec.window = {.left = 170, .right = -1};
+  spec.softcap = 3;
+  spec.dropout = 0.2;
+}
+
+/// Ragged tiles, keys in several parts, a window that begins within a tile.
+TEST_F(AmxDecodeTest, EveryCountOfRowsAndRaggedTiles) {
+  for (const std::int64_t q_len : {1, 3, 5, 8})
+    for (const std::int64_t kv_len : {32, 45, 300, 1100})
+      for (const std::int64_t dim : {24, 64, 96})
+        for (const bool has_features : {false, true}) {
+          cases::Case spec = shape(q_len, kv_len);
+          spec.qk_dim = dim;
+          spec.v_dim = 88 - dim / 2;
+          spec.sinks = has_features;
+          if (has_features) add_features(spec);
+          cases::CaseData data(spec, 7);
+          SCOPED_TRACE(cases::describe(spec));
+          ASSERT_TRUE(decode_with_tiles(data));
+          EXPECT_EQ(cases::forward_failures(data, cases::expected(data)),
+                    std::vector<std::string>());
+        }
+}
+
+/// Of each maximum before, what was summed up has to be taken down.
+TEST_F(AmxDecodeTest, ScoresThatGrowFromBlockToBlock) {
+  cases::Case spec = shape(8, 512);
+  spec.batch = 64;  // so that a head's keys are not split
+  cases::CaseData data(spec, 7);
+  for (int block = 0; block < 4; ++block)
+    for (std::int64_t key = 0; key < kKeyBlock; ++key)
+      cases::fill_rows(data.key.view(), block * kKeyBlock + key, block * kKeyBlock + key + 1,
+                       key == 60 ? 1 + 4 * block : 0.01 * static_cast<double>(key));
+  ASSERT_TRUE(decode_with_tiles(data));
+  EXPECT_EQ(cases::forward_failures(data, cases::expected(data)), std::vector<std::string>());
+}
+
+/// Only rows that see such a key or value have it in their output. The window ends within a tile
+/// of keys that are read where they lie; one query sees all from where it begins.
+TEST_F(AmxDecodeTest, RowsThatAreNotFiniteReachOnlyThoseThatSeeThem) {
+  for (const double value :
+       {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity()})
+    for (cases::Tensor cases::CaseData::* poisoned :
+         {&cases::CaseData::query, &cases::CaseData::key, &cases::CaseData::value})
+      for (const std::int64_t q_len : {1, 8})
+        for (const std::int64_t row : {0, 2, 115, 118, 317}) {
+          cases::Case spec = shape(q_len, 320);
+          spec.causal = Causal::kLowerRight;
+          spec.window = {.left = 200, .right = -1};
+          cases::CaseData data(spec, 7);
+          cases::Tensor& tensor = data.*poisoned;
+          if (row >= tensor.view().shape[2]) continue;
+          cases::fill_rows(tensor.view(), row, row + 1, value);
+          SCOPED_TRACE(row);
+          ASSERT_TRUE(decode_with_tiles(data));
+          EXPECT_EQ(cases::forward_failures(data, cases::expected(data)),
+                    std::vector<std::string>());
+        }
 }
 
 TEST_F(AmxBackwardTest, MoreKeysThanABlockAndMoreRowsThanAUnit) {
@@ -149,13 +257,7 @@ TEST_F(AmxBackwardTest, MoreKeysThanABlockAndMoreRowsThanAUnit) {
     for (const bool has_nan : {false, true}) {
       cases::Case spec = shape(231, 300);
       spec.sinks = spec.grad_lse = true;
-      if (has_features) {
-        spec.mask = {.shape = cases::MaskShape::kPerHead, .dtype = DType::kFloat32};
-        spec.causal = Causal::kLowerRight;
-        spec.window = {.left = 170, .right = -1};
-        spec.softcap = 3;
-        spec.dropout = 0.2;
-      }
+      if (has_features) add_features(spec);
       cases::CaseData data(spec, 7);
       if (has_nan)
         cases::fill_rows(data.sinks.view(), 0, 1, std::numeric_limits<double>::quiet_NaN());

@@ -90,16 +90,24 @@ SDPA_INLINE bool pack_words(std::int64_t columns, std::int64_t width, std::int64
   return check.is_finite();
 }
 
+/// B whose columns are 16 given rows: tile[d / 32][d / 2][row][d % 2], `stride` elements apart.
+/// Whether all of it is finite.
+template <class S>
+bool pack_column_tiles(const BFloat16* const* rows, std::int64_t columns, std::int64_t stride,
+                       BFloat16* tiles) {
+  return pack_words<S>(columns, kTileDepth, stride, tiles,
+                       [&](int i, std::int64_t column) SDPA_INLINE_LAMBDA {
+                         return load_row(at_column(rows[i], column), columns - column);
+                       });
+}
+
 /// B whose columns are 32 given rows: tile[step][row / 16][d / 2][row % 16][d % 2]. Whether all of
 /// it is finite.
 template <class S>
 bool pack_columns(const BFloat16* const* rows, std::int64_t columns, BFloat16* tiles) {
   bool finite = true;
   for (int half = 0; half < 2; ++half, rows += kTileRows, tiles += kTileSize)
-    finite &= pack_words<S>(columns, kTileDepth, 2 * kTileSize, tiles,
-                            [&](int i, std::int64_t column) SDPA_INLINE_LAMBDA {
-                              return load_row(at_column(rows[i], column), columns - column);
-                            });
+    finite &= pack_column_tiles<S>(rows, columns, 2 * kTileSize, tiles);
   return finite;
 }
 

@@ -74,8 +74,9 @@ struct AmxTiles {
   using Registers = TileRegisters;
 
   /// to[32][32] (+)= A B over `steps` tiles of depth; `to` has rows of `stride` floats. With one
-  /// column of tiles it is to[32][16], and the second tile of B is not read.
-  template <Sum kSum, int kTileColumns = 2>
+  /// column of tiles it is to[32][16], with one row of them to[16][32], and the second tile of B or
+  /// of A is not read.
+  template <Sum kSum, int kColumns = 2, int kRows = 2>
   static SDPA_INLINE void multiply_block(float* to, std::int64_t stride, TilePair a, TilePair b,
                                          int steps) {
     float* low = to + kTileRows * stride;
@@ -88,30 +89,28 @@ struct AmxTiles {
       _tile_zero(3);
     } else {
       _tile_loadd(0, to, to_bytes);
-      _tile_loadd(2, low, to_bytes);
-      if constexpr (kTileColumns == 2) {
-        _tile_loadd(1, to + kTileRows, to_bytes);
-        _tile_loadd(3, low + kTileRows, to_bytes);
-      }
+      if constexpr (kColumns == 2) _tile_loadd(1, to + kTileRows, to_bytes);
+      if constexpr (kRows == 2) _tile_loadd(2, low, to_bytes);
+      if constexpr (kRows == 2 && kColumns == 2) _tile_loadd(3, low + kTileRows, to_bytes);
     }
     for (int step = 0; step < steps; ++step, a.data += a.step, b.data += b.step) {
       _tile_loadd(4, a.data, a_bytes);
       _tile_loadd(6, b.data, b_bytes);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a.data + a.second, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (kTileColumns == 2) {
+      if constexpr (kRows == 2) {
+        _tile_loadd(5, a.data + a.second, a_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+      }
+      if constexpr (kColumns == 2) {
         _tile_loadd(7, b.data + b.second, b_bytes);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(3, 5, 7);
+        if constexpr (kRows == 2) _tile_dpbf16ps(3, 5, 7);
       }
     }
     _tile_stored(0, to, to_bytes);
-    _tile_stored(2, low, to_bytes);
-    if constexpr (kTileColumns == 2) {
-      _tile_stored(1, to + kTileRows, to_bytes);
-      _tile_stored(3, low + kTileRows, to_bytes);
-    }
+    if constexpr (kColumns == 2) _tile_stored(1, to + kTileRows, to_bytes);
+    if constexpr (kRows == 2) _tile_stored(2, low, to_bytes);
+    if constexpr (kRows == 2 && kColumns == 2) _tile_stored(3, low + kTileRows, to_bytes);
   }
 };
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "sdpa/cpu/amx_backward.h"
+#include "sdpa/cpu/amx_decode.h"
 #include "sdpa/cpu/amx_forward.h"
 #include "sdpa/cpu/kernels.h"
 #include "sdpa/cpu/simd_avx512.h"
@@ -12,11 +13,26 @@ struct Amx : Avx512 {
   static constexpr int kColumns = 2;
 };
 
+KernelShape shape() {
+  KernelShape shape = shape_of<Avx512>();
+  shape.has_bfloat16_tiles = true;
+  return shape;
+}
+
+/// Fewer rows are decoded faster on vectors: products of tiles are of 16 rows in any case.
+constexpr std::int64_t kMinTileRows = 5;
+
+/// False where another kernel is to do it.
+bool forward_tiles(const Problem& problem, const ForwardTensors& tensors) {
+  if (problem.dtype != DType::kBFloat16 || problem.kv_len < kMinTileKeys) return false;
+  if (!is_decode(problem, shape())) return AmxForward<Amx, AmxTiles>(problem, tensors).run();
+  if (problem.q_len * problem.group() < kMinTileRows) return false;
+  DecodePass<AmxDecode<AmxTiles>, BFloat16>{problem, tensors, plan_decode(problem)}.run();
+  return true;
+}
+
 void forward(const Problem& problem, const ForwardTensors& tensors) {
-  if (problem.dtype == DType::kBFloat16 && !is_decode(problem, shape_of<Avx512>()) &&
-      AmxForward<Amx, AmxTiles>(problem, tensors).run())
-    return;
-  avx512_kernels().forward(problem, tensors);
+  if (!forward_tiles(problem, tensors)) avx512_kernels().forward(problem, tensors);
 }
 
 void run_part(const BackwardTask& task) {
@@ -53,6 +69,7 @@ double spin_tiles(std::int64_t rounds) {
 Kernels avx512_amx_kernels() {
   Kernels kernels = avx512_kernels();
   kernels.forward = forward;
+  kernels.shape = shape();
   kernels.backward.run_part = run_part;
   kernels.backward.own_floats = own_floats;
   kernels.spin.bfloat16 = spin_tiles;

@@ -16,6 +16,7 @@ constexpr std::int64_t kMinSplitKeys = 2 * kKeyBlock;
 
 /// Products of more rows cost more than reading the keys: the general kernel's lanes are full
 /// enough by then, unless there are so many keys that only splitting them gives every thread work.
+/// A tile has 16 rows in any case.
 constexpr std::int64_t kFewRows = 8;
 constexpr std::int64_t kManyKeys = 1024;
 
@@ -34,7 +35,10 @@ DecodePlan plan_rows(const Problem& problem, std::int64_t first_row, std::int64_
 bool is_decode(const Problem& problem, KernelShape shape) {
   const std::int64_t rows = problem.q_len * problem.group();
   if (problem.dtype == DType::kFloat64 || rows > shape.block_lanes) return false;
-  return rows <= kFewRows || (rows <= kMaxDecodeRows && problem.kv_len >= kManyKeys);
+  const bool has_tiles = shape.has_bfloat16_tiles && problem.dtype == DType::kBFloat16;
+  return rows <= kFewRows ||
+         (rows <= kMaxDecodeRows &&
+          ((has_tiles && problem.kv_len >= kMinTileKeys) || problem.kv_len >= kManyKeys));
 }
 
 DecodePlan plan_decode(const Problem& problem) {

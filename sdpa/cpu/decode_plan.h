@@ -13,6 +13,9 @@ namespace sdpa::cpu {
 /// The most rows of a key/value head (queries times the heads that share it) that decode holds.
 constexpr std::int64_t kMaxDecodeRows = 16;
 
+/// Fewer keys are faster on vectors than in tiles, which would be mostly empty.
+constexpr std::int64_t kMinTileKeys = 32;
+
 /// A pass with few queries, cut into tasks: each takes a range of keys of one key/value head for
 /// all of its rows, so that keys and values are read once. A function of the shape alone: results
 /// do not depend on the number of threads.

@@ -12,8 +12,9 @@ namespace sdpa::cpu {
 
 /// What a plan has to know about a set of kernels.
 struct KernelShape {
-  int block_lanes = 0;            ///< queries side by side in a block
-  bool has_bfloat16_dot = false;  ///< products of bfloat16 pairs without conversion
+  int block_lanes = 0;              ///< queries side by side in a block
+  bool has_bfloat16_tiles = false;  ///< products of bfloat16 tiles
+  bool has_bfloat16_dot = false;    ///< products of bfloat16 pairs without conversion
 };
 
 /// Loops of independent multiply-adds on one thread; they return how many operations they did.
