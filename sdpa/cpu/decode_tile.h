@@ -65,6 +65,25 @@ struct DotOperand<S, BFloat16> {
   }
 };
 
+/// Whether rows of bfloat16 come as two vectors of floats, of the even elements and the odd ones
+/// (one query against 512 keys, eight heads, D64, one Sapphire Rapids core: from 61 to 39 us).
+template <class S, typename Element>
+constexpr bool kTakesHalves =
+    !S::kHasBFloat16Dot && std::is_same_v<Element, BFloat16> && requires { typename S::Halves; };
+
+template <class S, typename Element>
+  requires(kTakesHalves<S, Element>)
+struct DotOperand<S, Element> {
+  using Query = BFloat16;
+  static constexpr int kWidth = 2 * S::kLanes;
+
+  static SDPA_INLINE auto load(const BFloat16* from) { return S::load_halves(from); }
+
+  static SDPA_INLINE auto load_part(const BFloat16* from, int count) {
+    return S::load_halves_part(from, count);
+  }
+};
+
 /// Rows of keys or values of one block.
 template <typename Element>
 struct DecodeRows {
@@ -163,14 +182,22 @@ template <class S, int Rows, int Vectors, typename Element>
 SDPA_INLINE void add_values(OutTile<S, Rows, Vectors>& tile, const DecodeRows<Element>& rows,
                             int first, int last, std::int64_t d, int width,
                             const float* probabilities, std::int64_t probability_stride) {
+  constexpr bool kInHalves = kTakesHalves<S, Element> && Vectors > 1;
   const auto add = [&](int key) SDPA_INLINE_LAMBDA {
     const Element* at = rows.data + key * rows.stride + d;
     prefetch_row(rows, at, Vectors * S::kLanes);
     typename S::Vec value[Vectors];
-    unroll<Vectors>([&](auto j) SDPA_INLINE_LAMBDA {
-      value[j] =
-          Vectors > 1 || width == S::kLanes ? S::load(at + j * S::kLanes) : S::load_part(at, width);
-    });
+    if constexpr (kInHalves)
+      unroll<Vectors / 2>([&](auto j) SDPA_INLINE_LAMBDA {
+        const auto halves = S::load_halves(at + 2 * j * S::kLanes);
+        value[2 * j] = halves.even;
+        value[2 * j + 1] = halves.odd;
+      });
+    else
+      unroll<Vectors>([&](auto j) SDPA_INLINE_LAMBDA {
+        value[j] = Vectors > 1 || width == S::kLanes ? S::load(at + j * S::kLanes)
+                                                     : S::load_part(at, width);
+      });
     unroll<Rows>([&](auto r) SDPA_INLINE_LAMBDA {
       const auto p = S::broadcast(probabilities[r * probability_stride + key]);
       unroll<Vectors>([&](auto j) SDPA_INLINE_LAMBDA {
@@ -181,6 +208,10 @@ SDPA_INLINE void add_values(OutTile<S, Rows, Vectors>& tile, const DecodeRows<El
   const int quarter = (last - first + 3) / 4;
   for (int n = first; n < first + quarter; ++n)
     for (int key = n; key < last; key += quarter) add(key);
+  if constexpr (kInHalves)
+    for (auto& row : tile.v)
+      unroll<Vectors / 2>([&](auto j)
+                              SDPA_INLINE_LAMBDA { S::join_halves(row[2 * j], row[2 * j + 1]); });
 }
 
 /// The same for keys in pairs of bfloat16, from `first` on if that is even, else with a zero before

@@ -66,6 +66,36 @@ struct Avx512 {
     return widen(_mm256_maskz_loadu_epi16(first_lanes(count), from));
   }
 
+  /// 32 elements as floats: the even ones and the odd ones. One operation each, where widening
+  /// sixteen side by side takes two.
+  struct Halves {
+    Vec even, odd;
+  };
+
+  static SDPA_INLINE Halves load_halves(const BFloat16* from) {
+    return halves_of(_mm512_loadu_si512(from));
+  }
+
+  /// `count` elements, then zeros.
+  static SDPA_INLINE Halves load_halves_part(const BFloat16* from, int count) {
+    const auto lanes = static_cast<__mmask32>(_bzhi_u32(~0u, static_cast<unsigned>(count)));
+    return halves_of(_mm512_maskz_loadu_epi16(lanes, from));
+  }
+
+  static SDPA_INLINE Vec multiply_add(Halves a, Halves b, Vec c) {
+    return multiply_add(a.odd, b.odd, multiply_add(a.even, b.even, c));
+  }
+
+  /// Even and odd columns to neighbouring ones.
+  static SDPA_INLINE void join_halves(Vec& a, Vec& b) {
+    const Words low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const Words high =
+        _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+    const Vec even = a;
+    a = _mm512_permutex2var_ps(even, low, b);
+    b = _mm512_permutex2var_ps(even, high, b);
+  }
+
   static SDPA_INLINE void store(float* to, Vec v) { _mm512_storeu_ps(to, v); }
 
   static SDPA_INLINE void store(Float16* to, Vec v) {
@@ -241,6 +271,11 @@ struct Avx512 {
 
   static SDPA_INLINE Vec widen(__m256i brain) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(brain), 16));
+  }
+
+  static SDPA_INLINE Halves halves_of(__m512i pairs) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)))};
   }
 
   static SDPA_INLINE __m256i to_half(Vec v) {
