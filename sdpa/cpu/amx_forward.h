@@ -292,8 +292,8 @@ class AmxForward {
       const __m512i words = _mm512_load_si512(pairs);
       const Vec even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
       const Vec odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-0x10000)));
-      _mm512_store_si512(pairs, join_pairs(round_to_bfloat16(S::mul(even, factor)),
-                                           round_to_bfloat16(S::mul(odd, factor))));
+      _mm512_store_si512(pairs, join_pairs(S::round_to_bfloat16(S::mul(even, factor)),
+                                           S::round_to_bfloat16(S::mul(odd, factor))));
     }
   }
 
@@ -311,7 +311,7 @@ class AmxForward {
       Vec sum = block.row_sum[j], rounded_sum = block.rounded_sum[j];
       const auto pair_of_keys = [&](int row) SDPA_INLINE_LAMBDA {
         const Vec even = exponentiate(row), odd = exponentiate(row + 1);
-        Vec low = round_to_bfloat16(even), high = round_to_bfloat16(odd);
+        Vec low = S::round_to_bfloat16(even), high = S::round_to_bfloat16(odd);
         sum = S::add(sum, S::add(even, odd));
         rounded_sum = S::add(rounded_sum, S::add(low, high));
         if constexpr (kDrops) {

@@ -138,14 +138,7 @@ SDPA_INLINE void add_weighted(float* to, const BFloat16* rows, std::int64_t tile
         packed(rows + tile * kTileSize, kTileSize, tiles * kTileSize), pairs, steps);
 }
 
-/// To nearest, ties away from zero. A NaN may come out as another number. The processor's own
-/// conversion lasts four times as long as an addition.
-SDPA_INLINE __m512 round_to_bfloat16(__m512 v) {
-  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
-  return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
-}
-
-/// Pairs of floats, rounded like that.
+/// Pairs of floats, rounded as by Avx512::round_to_bfloat16.
 SDPA_INLINE __m512i round_pairs(__m512 first, __m512 second) {
   constexpr int kSelect = 0xca;  // where the first operand's bit is set the second, else the third
   const __m512i half = _mm512_set1_epi32(0x8000);

@@ -29,12 +29,6 @@
 
 namespace sdpa::cpu {
 
-/// How far scores may exceed a stale maximum, in powers of two. Not at all where probabilities are
-/// rounded: the largest is 1 then, which bfloat16 holds exactly (8 x 512, D64, scale 1: the output
-/// comes from 1.00 to 0.97 times as far from double precision as torch's, dQ from 1.06 to 1.03).
-template <bool kRounds>
-constexpr float kStaleSlack = kRounds ? 0 : 8;
-
 /// Tasks of neighbouring keys are handed out in runs, so that a thread asks for the first block of
 /// the next task while it works on the last one of this (one Granite Rapids core: one head of 32k
 /// keys, float32, from 1.36 to 1.26 ms; 32 heads on 8, 8k keys, from 3.25 to 2.89, bfloat16 from
@@ -62,11 +56,11 @@ struct DecodeWorkspace {
     mask = arena.take<ScoreMask<S>>(1);
     queries = arena.take<float>(plan.rows * padded_for_decode(problem.qk_dim));
     scores = arena.take<float>(plan.rows * kScoreStride);
-    constexpr std::int64_t kTileRows = kHasTiles<S> ? kMaxDecodeRows : 0;
-    const std::int64_t rounded_rows = kTileRows > plan.rows ? kTileRows : plan.rows;
+    const std::int64_t rounded_rows = kHasTiles<S> ? kMaxDecodeRows : plan.rows;
     rounded = arena.take<BFloat16>(S::kHasBFloat16Dot ? rounded_rows * kScoreStride : 0);
-    query_tiles = arena.take<BFloat16>(kTileRows * padded_for_decode(problem.qk_dim));
-    key_tiles = arena.take<BFloat16>(2 * kTileRows * padded_for_decode(problem.qk_dim));
+    const std::int64_t tile = kHasTiles<S> ? kMaxDecodeRows * padded_for_decode(problem.qk_dim) : 0;
+    query_tiles = arena.take<BFloat16>(tile);
+    key_tiles = arena.take<BFloat16>(2 * tile);
     lane_sums = arena.take<float>(plan.rows * S::kLanes);
     lane_weights = arena.take<float>(plan.rows * S::kLanes);
     rescale = arena.take<float>(plan.rows);
@@ -87,6 +81,12 @@ struct DecodeTask {
   using Query = typename Operand::Query;
   using Products = DecodeProducts<S, Element, DecodeTask>;
   static constexpr bool kPairs = S::kHasBFloat16Dot && std::is_same_v<Element, BFloat16>;
+
+  /// How far scores may exceed a stale maximum, in powers of two. Not at all where probabilities
+  /// are rounded: the largest is 1 then, which bfloat16 holds exactly (8 x 512, D64, scale 1: the
+  /// output comes from 1.00 to 0.97 times as far from double precision as torch's, dQ from 1.06 to
+  /// 1.03).
+  static constexpr float kStaleSlack = kPairs ? 0 : 8;
 
   const Problem& problem;
   const ForwardTensors& tensors;
@@ -255,7 +255,7 @@ struct DecodeTask {
   float raise_maximum(int row, typename S::Vec lanes_max) {
     const float old = partial.row_max[row];
     work.rescale[row] = 1;
-    if (!S::any(S::greater(lanes_max, S::broadcast(old + kStaleSlack<kPairs>))))
+    if (!S::any(S::greater(lanes_max, S::broadcast(old + kStaleSlack))))
       return old == kMinusInfinity ? 0 : old;
     alignas(64) float largest[S::kLanes];
     S::store(largest, lanes_max);

@@ -53,7 +53,7 @@ struct DotOperand {
 };
 
 template <class S>
-  requires(S::kHasBFloat16Dot)
+  requires requires(const BFloat16* from) { S::load_pairs(from); }
 struct DotOperand<S, BFloat16> {
   using Query = BFloat16;
   static constexpr int kWidth = 2 * S::kLanes;
@@ -65,24 +65,11 @@ struct DotOperand<S, BFloat16> {
   }
 };
 
-/// Whether rows of bfloat16 come as two vectors of floats, of the even elements and the odd ones
-/// (one query against 512 keys, eight heads, D64, one Sapphire Rapids core: from 61 to 39 us).
+/// Whether these are two vectors of floats, of the even elements and the odd ones (one query
+/// against 512 keys, eight heads, D64, one Sapphire Rapids core: from 61 to 39 us).
 template <class S, typename Element>
 constexpr bool kTakesHalves =
     !S::kHasBFloat16Dot && std::is_same_v<Element, BFloat16> && requires { typename S::Halves; };
-
-template <class S, typename Element>
-  requires(kTakesHalves<S, Element>)
-struct DotOperand<S, Element> {
-  using Query = BFloat16;
-  static constexpr int kWidth = 2 * S::kLanes;
-
-  static SDPA_INLINE auto load(const BFloat16* from) { return S::load_halves(from); }
-
-  static SDPA_INLINE auto load_part(const BFloat16* from, int count) {
-    return S::load_halves_part(from, count);
-  }
-};
 
 /// Rows of keys or values of one block.
 template <typename Element>
@@ -189,7 +176,7 @@ SDPA_INLINE void add_values(OutTile<S, Rows, Vectors>& tile, const DecodeRows<El
     typename S::Vec value[Vectors];
     if constexpr (kInHalves)
       unroll<Vectors / 2>([&](auto j) SDPA_INLINE_LAMBDA {
-        const auto halves = S::load_halves(at + 2 * j * S::kLanes);
+        const auto halves = S::load_pairs(at + 2 * j * S::kLanes);
         value[2 * j] = halves.even;
         value[2 * j + 1] = halves.odd;
       });

@@ -19,8 +19,8 @@
 //   kHasBFloat16Dot       whether Pairs exist: multiply_add(Pairs, Pairs, Vec), pack_pairs and
 //                         load_pairs load_pairs_part store_rounded interleave
 //                         order_as_columns round_to_bfloat16
-//   Halves                optional, two vectors of bfloat16 elements: load_halves load_halves_part
-//                         multiply_add(Halves, Halves, Vec) join_halves
+//   Halves                optional, where there are no Pairs: load_pairs and load_pairs_part give
+//                         even and odd elements; multiply_add(Halves, Halves, Vec) join_halves
 //   zero broadcast load store load_part store_part     float, Float16 or BFloat16 in memory
 //   add sub mul div min max round multiply_add scale_by_power
 //   greater not_less is_finite any to_bits select keep both    predicates; `greater` is false

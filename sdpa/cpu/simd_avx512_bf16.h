@@ -62,13 +62,6 @@ struct Avx512BFloat16 : Avx512 {
     b = _mm512_shuffle_f32x4(high, high, 0xd8);
   }
 
-  /// To the nearest bfloat16.
-  static SDPA_INLINE Vec round_to_bfloat16(Vec v) {
-    const __m512i raised = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(raised, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-  }
-
   /// Lane by lane (even, odd), each rounded to nearest.
   static SDPA_INLINE Pairs pack_pairs(Vec even, Vec odd) {
     const __m512i half = _mm512_set1_epi32(0x8000);
