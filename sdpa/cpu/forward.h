@@ -23,6 +23,7 @@
 // (rarely: the first tile of keys gives a maximum to begin with), the range is computed again in
 // three steps: all scores, the new maximum, then the exponentials, with O and row_sum rescaled.
 // Asking the sums, which are there anyway, saves comparing each score with the maximum, 1 to 2 %.
+// Where probabilities are rounded, ranges take these steps until they have summed up to some more.
 //
 // Where there are few blocks and many keys, the keys are split over tasks (plan.cpp), and what the
 // parts leave behind is merged in their order (forward_merge.h).

@@ -13,7 +13,10 @@ from mps_sdpa.harness.data import Inputs, make_inputs
 # Over the seeds of a case the ratio is known to about 3 %. Torch's own sums differ between
 # processors: 0.53 to 1.07 with AVX-512, up to 1.09 with AVX2 on both sides, 1.14 where torch has
 # neither. Sums in one chain over all keys, rows or dimensions were at 1.3 to 1.7.
-_MARGIN = 1.2
+_MARGIN = torch.full((4,), 1.2)
+# Between bfloat16 results it is rounding to 16 bits that counts, and known to 1 %. Relative to a
+# stale maximum probabilities are 1.03 to 1.06 times as far.
+_BFLOAT16_MARGIN = torch.tensor([1.02, 1.06, 1.06, 1.06])
 _SOFT = MaskSpec("full", "float32", "soft")
 
 
@@ -42,6 +45,9 @@ CASES = [
     _case("one query, large scores", 1, 33, 64, batch=16, scale=1.0),
     _case("float16", 128, 300, 64, dtype="float16"),
     _case("bfloat16", 128, 300, 64, dtype="bfloat16"),
+    _case("bfloat16, narrow heads", 64, 64, 16, dtype="bfloat16"),
+    _case("bfloat16, one block of keys", 128, 128, 128, dtype="bfloat16"),
+    _case("bfloat16, many keys", 56, 1100, 64, dtype="bfloat16"),
     _case("bfloat16, large scores", 128, 300, 64, dtype="bfloat16", scale=1.0),
 ]
 
@@ -73,6 +79,7 @@ def test_as_near_as_torch(case: Case) -> None:
         for backend, squares in errors.items():
             squares += _squares(case, inputs, backend, exact)
     ratios = (errors["cpu"] / errors["stock"]).sqrt()
-    assert (ratios < _MARGIN).all(), (
+    margin = _BFLOAT16_MARGIN if case.dtype == "bfloat16" else _MARGIN
+    assert (ratios < margin).all(), (
         f"out, dQ, dK, dV are {ratios.tolist()} times as far as torch's"
     )
