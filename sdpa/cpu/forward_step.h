@@ -91,8 +91,12 @@ struct ForwardStep {
       exponentiate_with_new_maximum();
       is_rescaled = block.is_started;
     }
-    accumulate(is_rescaled);
-    block.is_started = true;
+    const int piece = static_cast<int>(key_piece(context.problem));
+    for (int first = begin; first < end; first += piece) {
+      accumulate(first, end - first < piece ? end : first + piece, is_rescaled);
+      is_rescaled = false;
+      block.is_started = true;
+    }
   }
 
  private:
@@ -363,20 +367,20 @@ struct ForwardStep {
     store(tile, out, kWidth);
   }
 
-  /// Each range is summed up from zero: continued from O, every key's rounding would be that of the
-  /// sum over all keys before it.
-  void accumulate(bool is_rescaled) {
+  /// Keys [first, last) are summed up from zero: continued from O, every key's rounding would be
+  /// that of the sum over all keys before it.
+  void accumulate(int first, int last, bool is_rescaled) {
     const auto& keys = context.keys;
-    const std::int64_t first = begin / kElementsPerWord<Element>;
+    const std::int64_t word = first / kElementsPerWord<Element>;
     for_row_pieces<S::kRows>(
         0, context.problem.v_dim, [&](auto rows, std::int64_t d) SDPA_INLINE_LAMBDA {
           ScoreTile<rows> tile;
           clear(tile);
-          multiply_columns(tile, keys.values + first * keys.value_stride + d, keys.value_stride,
-                           context.probabilities + first * kWidth, kWidth,
-                           words<Element>(end - begin));
+          multiply_columns(tile, keys.values + word * keys.value_stride + d, keys.value_stride,
+                           context.probabilities + word * kWidth, kWidth,
+                           words<Element>(last - first));
           if (may_be_spoiled() && !is_finite(tile) && is_spoiled())
-            return accumulate_seen(d, rows, is_rescaled);
+            return accumulate_seen(first, last, d, rows, is_rescaled);
           add_to_out(d, is_rescaled, tile);
         });
   }
@@ -397,15 +401,15 @@ struct ForwardStep {
   }
 
   /// One lane, one key, one dimension at a time: rare, and never fast.
-  void accumulate_seen(std::int64_t first, int count, bool is_rescaled) {
-    for (std::int64_t d = first; d < first + count; ++d) {
+  void accumulate_seen(int first, int last, std::int64_t column, int count, bool is_rescaled) {
+    for (std::int64_t d = column; d < column + count; ++d) {
       ScoreTile<1> none;
       clear(none);
       add_to_out(d, is_rescaled, none);
     }
-    for (int key = begin; key < end; ++key)
+    for (int key = first; key < last; ++key)
       for (int lane = 0; lane < block.lanes.count; ++lane)
-        if (is_seen(key, lane)) accumulate_key(key, lane, first, count);
+        if (is_seen(key, lane)) accumulate_key(key, lane, column, count);
   }
 
   bool is_seen(int key, int lane) const {
