@@ -39,10 +39,16 @@ struct alignas(64) TileConfiguration {
 
 constexpr TileConfiguration kTileConfiguration;
 
+/// The same for products with one column: tiles 0 and 1 of C have rows of one float, tile 6 of B
+/// rows of one pair.
+constexpr TileConfiguration kColumnConfiguration{.row_bytes = {4, 4, 64, 64, 64, 64, 4, 64}};
+
 /// Configures the tile registers of this thread; gives them back at the end of its scope.
 class TileRegisters {
  public:
-  TileRegisters() { _tile_loadconfig(&kTileConfiguration); }
+  explicit TileRegisters(const TileConfiguration& configuration = kTileConfiguration) {
+    _tile_loadconfig(&configuration);
+  }
 
   ~TileRegisters() { _tile_release(); }
 
@@ -111,6 +117,24 @@ struct AmxTiles {
     if constexpr (kColumns == 2) _tile_stored(1, to + kTileRows, to_bytes);
     if constexpr (kRows == 2) _tile_stored(2, low, to_bytes);
     if constexpr (kRows == 2 && kColumns == 2) _tile_stored(3, low + kTileRows, to_bytes);
+  }
+
+  /// to[32] = A b over `steps` tiles of depth, with registers as in kColumnConfiguration.
+  static SDPA_INLINE void multiply_column(float* to, TilePair a, const BFloat16* column,
+                                          int steps) {
+    const std::int64_t a_bytes = a.row * 2;
+    finish_stores();
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int step = 0; step < steps; ++step, a.data += a.step, column += kTileDepth) {
+      _tile_loadd(6, column, 4);
+      _tile_loadd(4, a.data, a_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, a.data + a.second, a_bytes);
+      _tile_dpbf16ps(1, 5, 6);
+    }
+    _tile_stored(0, to, 4);
+    _tile_stored(1, to + kTileRows, 4);
   }
 };
 

@@ -19,15 +19,17 @@ KernelShape shape() {
   return shape;
 }
 
-/// Fewer rows are decoded faster on vectors: products of tiles are of 16 rows in any case.
+/// Fewer rows than this, but for one, are decoded as fast on vectors: products of tiles are of 16
+/// rows in any case.
 constexpr std::int64_t kMinTileRows = 5;
 
 /// False where another kernel is to do it.
 bool forward_tiles(const Problem& problem, const ForwardTensors& tensors) {
   if (problem.dtype != DType::kBFloat16 || problem.kv_len < kMinTileKeys) return false;
   if (!is_decode(problem, shape())) return AmxForward<Amx, AmxTiles>(problem, tensors).run();
-  if (problem.q_len * problem.group() < kMinTileRows) return false;
-  DecodePass<AmxDecode<AmxTiles>, BFloat16>{problem, tensors, plan_decode(problem)}.run();
+  const std::int64_t rows = problem.q_len * problem.group();
+  if (rows > 1 && rows < kMinTileRows) return false;
+  decode_with_tiles<AmxTiles>(problem, tensors);
   return true;
 }
 

@@ -93,19 +93,17 @@ struct DecodeTask {
   const DecodePlan& plan;
   DecodeWorkspace<S>& work;
   DecodePartial partial;
-  bool is_followed = false;  ///< by a task of this thread with the head's next keys
-  Lanes lanes{};
+  bool is_followed;  ///< by a task of this thread with the head's next keys
+  Lanes lanes;
   Softcap softcap{};
   float score_scale = 1;
   DecodeRows<Element> keys{}, values{};
   int begin = 0, end = 0;  ///< keys of the block that matter
   bool is_partial = false;
 
-  void run(std::int64_t head, std::int64_t split) {
+  void run(std::int64_t split) {
     softcap = make_softcap(problem);
     score_scale = score_factor(problem);
-    lanes = make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads, plan.first_row,
-                       rows());
     start();
     std::int64_t first = plan.first_key - plan.first_key % kKeyBlock + split * plan.split_keys;
     const std::int64_t last =
@@ -117,6 +115,7 @@ struct DecodeTask {
 
  private:
   friend Products;
+  friend VectorProducts<S, Element, DecodeTask>;
 
   int rows() const { return static_cast<int>(plan.rows); }
 
@@ -345,6 +344,7 @@ struct DecodePass {
   /// Tasks [first, last).
   void run_tasks(DecodeWorkspace<S>& work, std::int64_t first, std::int64_t last) {
     const bool is_read_in_place = has_neighbours(tensors.key) && has_neighbours(tensors.value);
+    [[maybe_unused]] const ProductRegisters<S> registers;
     for (std::int64_t task = first; task < last; ++task) {
       const bool is_followed = task + 1 < last && (task + 1) % plan.splits != 0;
       if (is_read_in_place)
@@ -364,6 +364,11 @@ struct DecodePass {
     function(work);
   }
 
+  Lanes lanes_of(std::int64_t head) const {
+    return make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads, plan.first_row,
+                      static_cast<int>(plan.rows));
+  }
+
   bool has_neighbours(const TensorView& view) const {
     return view.strides[3] == 1 || view.shape[3] == 1;
   }
@@ -376,15 +381,15 @@ struct DecodePass {
                                  .plan = plan,
                                  .work = work,
                                  .partial = is_split ? parts[task] : work.single[0],
-                                 .is_followed = is_followed}
-        .run(task / plan.splits, task % plan.splits);
+                                 .is_followed = is_followed,
+                                 .lanes = lanes_of(task / plan.splits)}
+        .run(task % plan.splits);
     if (!is_split) merge(work, task, work.single, 0, 1);
   }
 
   void merge(DecodeWorkspace<S>& work, std::int64_t head, const DecodePartials& from,
              std::int64_t first, std::int64_t count) {
-    const Lanes lanes = make_lanes(problem, head / problem.kv_heads, head % problem.kv_heads,
-                                   plan.first_row, static_cast<int>(plan.rows));
+    const Lanes lanes = lanes_of(head);
     DecodeMerge<S, Data>{.problem = problem,
                          .tensors = tensors,
                          .lanes = lanes,

@@ -12,15 +12,23 @@ namespace sdpa::cpu {
 /// Room for whole tiles beyond the last key of a block.
 constexpr std::int64_t kScoreStride = kKeyBlock + 16;
 
-/// Whether products of bfloat16 are of tiles: a class of its own does them (amx_decode.h).
+/// Whether products of bfloat16 are of tiles: classes of their own do them (amx_decode.h).
 template <class S>
 constexpr bool kHasTiles = requires { typename S::Tiles; };
 
+/// What a thread has to set up for products of tiles; nothing for those on vectors.
+template <class S>
+struct ProductRegisters {};
+
+template <class S>
+  requires kHasTiles<S>
+struct ProductRegisters<S> : S::Registers {};
+
 /// Reads keys and values [begin, end) of the task's block. `Element` is what they are read as.
 template <class S, typename Element, class Task>
-class DecodeProducts {
+class VectorProducts {
  public:
-  explicit DecodeProducts(Task& task) : t_(task) {}
+  explicit VectorProducts(Task& task) : t_(task) {}
 
   /// scores[row][key] = q k. Queries are read once for all keys of a tile; later pieces of rows
   /// find the keys in the cache.
@@ -84,6 +92,13 @@ class DecodeProducts {
   }
 
   Task& t_;
+};
+
+/// Those that an instruction set has for such elements.
+template <class S, typename Element, class Task>
+class DecodeProducts : public VectorProducts<S, Element, Task> {
+ public:
+  using VectorProducts<S, Element, Task>::VectorProducts;
 };
 
 }  // namespace sdpa::cpu
