@@ -75,7 +75,7 @@ class DecodeProducts<AmxColumn<Tiles>, BFloat16, Task>
   using Vectors = VectorProducts<AmxColumn<Tiles>, BFloat16, Task>;
 
  public:
-  explicit DecodeProducts(Task& task) : Vectors(task), t_(task) {}
+  using Vectors::Vectors;
 
   void score() {
     next_keys_ = nullptr;
@@ -109,7 +109,8 @@ class DecodeProducts<AmxColumn<Tiles>, BFloat16, Task>
       for (int line = 0; line < 4; ++line) __builtin_prefetch(page + line * kLine, 0, 2);
   }
 
-  Task& t_;
+  using Vectors::t_;
+
   const BFloat16* next_keys_ = nullptr;  ///< those of the next block, where they are dense
 };
 

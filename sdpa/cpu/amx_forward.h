@@ -39,10 +39,10 @@ namespace {
 
 constexpr int kTaskBlocks = 4;
 
-/// How far a score may exceed a stale maximum, in powers of two: at most, and more than the sum of
-/// probabilities is.
+/// How far a score may exceed a stale maximum, in powers of two: as far as the sum of probabilities
+/// is, less the one, and no farther than the other.
+constexpr float kSumOverStaleness = 4;
 constexpr float kMostStaleness = 8;
-constexpr float kStalenessOfSum = -4;
 
 /// kKeyBlock keys and values, packed.
 struct PackedBlock {
@@ -298,7 +298,7 @@ class AmxForward {
     bool any = false;
     unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
       const Vec exponent = _mm512_getexp_ps(block.row_sum[j]);
-      const Vec of_sum = S::max(S::add(exponent, S::broadcast(kStalenessOfSum)), S::zero());
+      const Vec of_sum = S::max(S::sub(exponent, S::broadcast(kSumOverStaleness)), S::zero());
       const Vec limit = S::add(block.row_max[j], S::min(of_sum, S::broadcast(kMostStaleness)));
       any |= S::any(S::greater(top.lanes[j], limit));
     });

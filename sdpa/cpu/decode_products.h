@@ -91,6 +91,7 @@ class VectorProducts {
     }
   }
 
+ protected:
   Task& t_;
 };
 
