@@ -25,11 +25,16 @@ std::string joined(const std::vector<std::string>& sentences) {
   return text;
 }
 
+/// The sentence against a back end of another device.
+std::optional<std::string> elsewhere(const Backend& backend, const Problem& problem) {
+  if (backend.device() == problem.device) return std::nullopt;
+  return std::string("It runs on ") + std::string(name_of(backend.device())) +
+         "; the tensors are on " + std::string(name_of(problem.device)) + ".";
+}
+
 /// The sentence against a back end for this problem; none if it can run it.
 std::optional<std::string> objection(const Backend& backend, const Problem& problem, Pass pass) {
-  if (backend.device() != problem.device)
-    return std::string("It runs on ") + std::string(name_of(backend.device())) +
-           "; the tensors are on " + std::string(name_of(problem.device)) + ".";
+  if (auto sentence = elsewhere(backend, problem)) return sentence;
   const Availability availability = backend.availability();
   if (!availability.available) return availability.reason;
   const std::vector<std::string> reasons = backend.unsupported(problem, pass);
@@ -69,9 +74,14 @@ std::string needs_more(double minimum, double work) {
   return text;
 }
 
-/// Climbs a ladder; whether that settled the choice.
+/// Climbs a ladder; whether that settled the choice. A ladder is of one device, so that those of
+/// others are not on it: what is said against them is the same with calibration and without.
 bool climb(const Ladder& ladder, const Problem& problem, Pass pass,
            std::span<const Backend* const> candidates, Choice& choice) {
+  if (ladder.empty()) return false;
+  for (const Backend* candidate : candidates)
+    if (auto sentence = elsewhere(*candidate, problem))
+      reject(candidate->name(), std::move(*sentence), choice);
   bool held_back = false;
   for (const Step& step : ladder) {
     const auto found = std::ranges::find(candidates, step.backend, &Backend::name);

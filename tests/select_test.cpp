@@ -135,6 +135,17 @@ TEST_F(Select, TheFirstStepThatAProblemHasTheWorkForWins) {
   EXPECT_EQ(choose("auto", Pass::kBackward).backend, &first) << "nothing measured: by preference";
 }
 
+TEST_F(Select, AnotherDeviceIsSaidWithALadderToo) {
+  first.device_ = Device::kMetal;
+  thresholds.ladders[0][0][0] = {{"second", 0}};
+  for (const Pass pass : {Pass::kForward, Pass::kBackward}) {  // with the ladder, and without
+    const Choice choice = choose("auto", pass);
+    EXPECT_EQ(choice.backend, &second);
+    ASSERT_EQ(choice.rejected.size(), 1u);
+    EXPECT_EQ(choice.rejected[0].reason, "It runs on the Apple GPU; the tensors are on the CPU.");
+  }
+}
+
 TEST_F(Select, AStepThatRefusesIsPassedOver) {
   Ladder& ladder = thresholds.ladders[0][0][0];
   ladder = {{"first", 0}, {"second", 0}};

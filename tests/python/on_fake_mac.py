@@ -307,8 +307,6 @@ def test_calibration_times_every_back_end(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(calibration, "available_backends", lambda: [*graphs.NAMES, "cpu", "stock"])
     monkeypatch.setitem(calibration._LENGTHS, "mps", (16,))
     monkeypatch.setattr(calibration, "MEASURED", ("float32",))
-    monkeypatch.setattr(engine, "_thresholds", {})
-    monkeypatch.setattr(calibration, "_in_use", {})
     q = torch.randn(1, 4, 16, 64)
     with torch_on_mac():
         found = calibration.calibrate("mps")

@@ -17,21 +17,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch_mps import Gpu, apple_gpu
 
 import mps_sdpa
-from mps_sdpa import calibration, engine, mps, stats, threshold_cache
+from mps_sdpa import calibration, mps, stats, threshold_cache
 from mps_sdpa.crossovers import PASSES, Point, everywhere
 from mps_sdpa.environment import environment
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder and measurements of its own for each test, and the built-in thresholds after it."""
+    """A folder of its own for each test."""
     monkeypatch.setenv("MPS_SDPA_CACHE_DIR", str(tmp_path))
     environment.cache_clear()
-    monkeypatch.setattr(engine, "_thresholds", {})
-    monkeypatch.setattr(calibration, "_prepared", set())
-    monkeypatch.setattr(calibration, "_looked", set())
-    monkeypatch.setattr(calibration, "_in_use", {})
-    monkeypatch.setattr(calibration, "_disturbed", {})
     return tmp_path / "thresholds.json"
 
 
