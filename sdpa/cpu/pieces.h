@@ -35,7 +35,8 @@ __attribute__((always_inline)) inline bool has_large_scores(const Problem& probl
 /// precision); with more keys than half a block halves of narrow heads would cost 4 %.
 __attribute__((always_inline)) inline std::int64_t score_piece(const Problem& problem) {
   if (problem.dtype != DType::kFloat32) return problem.qk_dim;  // 16 bits round more than a sum
-  if (has_few_keys(problem) || problem.qk_dim <= 16) return kSmallPiece;
+  if (problem.qk_dim <= 16) return has_few_keys(problem) ? kSmallPiece / 2 : kSmallPiece;
+  if (has_few_keys(problem)) return kSmallPiece;
   const bool halves_narrow = problem.kv_len <= kKeyBlock / 2 || has_large_scores(problem);
   if (problem.qk_dim <= 32) return halves_narrow ? 2 * kSmallPiece : 32;
   return problem.qk_dim <= 64 ? 32 : 64;
@@ -51,7 +52,8 @@ __attribute__((always_inline)) inline std::int64_t key_piece(const Problem& prob
 /// x 16, D32, with a mask: dQ from 1.01 to 0.92 times torch's distance from double precision.)
 __attribute__((always_inline)) inline std::int64_t grad_piece(const Problem& problem) {
   if (has_few_keys(problem) || problem.v_dim <= 16) return kSmallPiece;
-  return problem.v_dim <= 32 && is_short(problem.kv_len) ? 2 * kSmallPiece : 64;
+  if (!is_short(problem.kv_len)) return 64;
+  return problem.v_dim <= 32 ? 2 * kSmallPiece : 4 * kSmallPiece;
 }
 
 /// Of the rows whose products with a key's weights are its gradients. Torch has fewer in a sum for
