@@ -9,7 +9,8 @@
 //   for each task: up to 4 blocks of 32 lanes (queries of the heads that share the key head)
 //     pack Q as columns;  O^T = 0
 //     for each block of 128 keys, for each block of lanes that sees some of them:
-//       for 32 keys at a time:  S^T = K Q^T;  soft cap, mask
+//       for 64 keys at a time:  S^T = K Q^T;  soft cap, mask
+//                               m = max(m, S^T);  where it grew, O and l are rescaled
 //                               P^T = exp2(S^T - m), rounded to pairs
 //       O^T += V^T P^T
 //     O = O^T / l, the sum of P as it was rounded
@@ -17,12 +18,12 @@
 // Four blocks of lanes share each block of K and V while it is in the first two levels of cache:
 // 2 KiB of operands for 4 products of 16 cycles is more than the second level alone delivers.
 //
-// m is a running maximum that may be stale, so that O is rescaled rarely. It is raised for scores
-// whose probability would be more than about a sixteenth of the sum so far, or more than 2^8: of
-// large probabilities those next to 1 are rounded least. By the latter alone, outputs of 64 to 2048
-// keys are 1.03 to 1.05 times as far from double precision as torch's, with both 0.97 to 1.01. It
-// costs 7 % of the pass at D64, 15 % at D128 causal; a maximum that is always exact 25 % and 35 %
-// (L2048, one Granite Rapids core).
+// m is exact, since of large probabilities those next to 1 are rounded least: relative to a maximum
+// that may be stale, outputs of 64 to 8192 keys are 1.01 to 1.05 times as far from double precision
+// as torch's, and so 0.94 to 1.00. By 64 keys it grows half as often as by 32: the best calls of
+// three interleaved runs took 0 to 8 % longer than with a stale one, by 32 keys 6 to 10, and by
+// 128, whose scores push the operands out of the first-level cache, 6 to 20 (D64 and D128 causal,
+// L2048, one Granite Rapids core).
 //
 // A product of a zero probability and a NaN value would be NaN, so that K and V must be finite
 // here; the caller takes another kernel where they are not, and where rows have gaps.
@@ -39,10 +40,8 @@ namespace {
 
 constexpr int kTaskBlocks = 4;
 
-/// How far a score may exceed a stale maximum, in powers of two: as far as the sum of probabilities
-/// is, less the one, and no farther than the other.
-constexpr float kSumOverStaleness = 4;
-constexpr float kMostStaleness = 8;
+/// Keys whose scores are there at a time.
+constexpr int kScoreStep = 2 * kAmxBlock;
 
 /// kKeyBlock keys and values, packed.
 struct PackedBlock {
@@ -87,7 +86,7 @@ bool pack_block(const ForwardTensors& t, const PackedLayout& layout, std::int64_
 template <class S>
 struct AmxBlock {
   Lanes lanes;
-  typename S::Vec row_max[S::kColumns];  ///< base 2; possibly stale; -infinity: nothing seen yet
+  typename S::Vec row_max[S::kColumns];  ///< base 2; -infinity: nothing seen yet
   typename S::Vec row_sum[S::kColumns];
   typename S::Vec rounded_sum[S::kColumns];  ///< of probabilities as the output takes them
   BFloat16* query;                           ///< B tiles [step][2][16][32]
@@ -97,7 +96,7 @@ struct AmxBlock {
 /// A worker's memory: what is alive for one block of keys, then the blocks of lanes.
 template <class S>
 struct AmxScratch {
-  alignas(64) float scores[kAmxBlock][kAmxBlock];
+  alignas(64) float scores[kScoreStep][kAmxBlock];
   alignas(64) BFloat16 probabilities[kKeyBlock / 2][kAmxBlock][2];
   ScoreMask<S> mask;
   AmxBlock<S> block[kTaskBlocks];
@@ -231,36 +230,39 @@ class AmxForward {
     const bool is_raw = !is_masked && softcap_.cap == 0 && scale_ > 0;
     const Vec unit = S::broadcast(is_raw ? scale_ : 1);  // from what is stored to base 2
     int pending = begin;  // the first key that the output does not have yet
-    for (int first = begin; first < padded; first += kAmxBlock) {
-      scores(m, block, keys, first);
-      if (!is_raw) finish_scores(m, first, is_masked);
+    for (int first = begin; first < padded; first += kScoreStep) {
+      const int count = padded - first < kScoreStep ? padded - first : kScoreStep;
+      scores(m, block, keys, first, count);
+      if (!is_raw) finish_scores(m, first, count, is_masked);
       hide(m, 0, m.mask.begin - first);
-      hide(m, m.mask.end - first, kAmxBlock);
-      const LaneMax top = largest(m, unit);
+      hide(m, m.mask.end - first, count);
+      const LaneMax top = largest(m, count, unit);
       if (exceeds(top, block)) {
         accumulate(m, block, keys, pending, first);
         pending = first;
         rescale(block, top);
       }
       if (s_.dropout.is_active())
-        probabilities<true>(m, block, first, unit);
+        probabilities<true>(m, block, first, count, unit);
       else
-        probabilities<false>(m, block, first, unit);
+        probabilities<false>(m, block, first, count, unit);
     }
     accumulate(m, block, keys, pending, padded);
   }
 
-  /// S^T for 32 keys.
-  void scores(AmxScratch<S>& m, const AmxBlock<S>& block, PackedBlock packed, int first) const {
+  /// S^T for `count` keys.
+  void scores(AmxScratch<S>& m, const AmxBlock<S>& block, PackedBlock packed, int first,
+              int count) const {
     const std::int64_t row_of_tiles = layout_.key_steps * kTileSize;
-    multiply_lanes<Tiles>(m.scores[0], packed.keys + first / kTileRows * row_of_tiles, block.query,
-                          layout_.key_steps);
+    for (int row = 0; row < count; row += kAmxBlock)
+      multiply_lanes<Tiles>(m.scores[row], packed.keys + (first + row) / kTileRows * row_of_tiles,
+                            block.query, layout_.key_steps);
   }
 
   /// Scale, soft cap and mask, in place.
-  void finish_scores(AmxScratch<S>& m, int first, bool is_masked) const {
+  void finish_scores(AmxScratch<S>& m, int first, int count, bool is_masked) const {
     constexpr int kRows = S::kRows;
-    for (int row = 0; row < kAmxBlock; row += kRows) {
+    for (int row = 0; row < count; row += kRows) {
       Tile<S, kRows, kColumns> tile;
       load(tile, m.scores[row], kAmxBlock);
       scale(tile, scale_);
@@ -282,32 +284,35 @@ class AmxForward {
     Vec lanes[kColumns];
   };
 
-  static SDPA_INLINE LaneMax largest(const AmxScratch<S>& m, Vec unit) {
+  static SDPA_INLINE LaneMax largest(const AmxScratch<S>& m, int count, Vec unit) {
     LaneMax top;
     unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
-      Vec score = S::load(m.scores[0] + j * S::kLanes);
-      for (int row = 1; row < kAmxBlock; ++row)
-        score = S::max(S::load(m.scores[row] + j * S::kLanes), score);
-      top.lanes[j] = S::mul(score, unit);
+      Vec score[4];  // one would wait for itself
+      const auto load = [&](int row)
+                            SDPA_INLINE_LAMBDA { return S::load(m.scores[row] + j * S::kLanes); };
+      unroll<4>([&](auto n) SDPA_INLINE_LAMBDA { score[n] = load(n); });
+      for (int row = 4; row < count; row += 4)
+        unroll<4>([&](auto n) SDPA_INLINE_LAMBDA { score[n] = S::max(load(row + n), score[n]); });
+      const Vec most = S::max(S::max(score[0], score[1]), S::max(score[2], score[3]));
+      top.lanes[j] = S::mul(most, unit);
     });
     return top;
   }
 
-  /// Whether the running maximum is too stale for these scores.
+  static SDPA_INLINE bool exceeds(Vec top, Vec row_max) { return S::any(S::greater(top, row_max)); }
+
+  /// Whether some score is above its lane's maximum so far.
   static SDPA_INLINE bool exceeds(const LaneMax& top, const AmxBlock<S>& block) {
     bool any = false;
-    unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
-      const Vec exponent = _mm512_getexp_ps(block.row_sum[j]);
-      const Vec of_sum = S::max(S::sub(exponent, S::broadcast(kSumOverStaleness)), S::zero());
-      const Vec limit = S::add(block.row_max[j], S::min(of_sum, S::broadcast(kMostStaleness)));
-      any |= S::any(S::greater(top.lanes[j], limit));
-    });
+    unroll<kColumns>([&](auto j)
+                         SDPA_INLINE_LAMBDA { any |= exceeds(top.lanes[j], block.row_max[j]); });
     return any;
   }
 
   /// Raises the running maximum, and rescales what was summed with the old one: O and l.
   void rescale(AmxBlock<S>& block, const LaneMax& top) const {
     unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
+      if (!exceeds(top.lanes[j], block.row_max[j])) return;
       const Vec row_max = S::max(top.lanes[j], block.row_max[j]);
       const Vec finite_max =
           S::select(S::greater(row_max, S::broadcast(kMinusInfinity)), row_max, S::zero());
@@ -321,10 +326,10 @@ class AmxForward {
     });
   }
 
-  /// P^T = exp2(S^T - m) for 32 keys, rounded to pairs of keys. Four pairs in a row, or the
+  /// P^T = exp2(S^T - m) for `count` keys, rounded to pairs of keys. Four pairs in a row, or the
   /// compiler keeps constants in memory (D64 on one Granite Rapids core: from 13.2 to 12.2 ms).
   template <bool kDrops>
-  void probabilities(AmxScratch<S>& m, AmxBlock<S>& block, int first, Vec unit) const {
+  void probabilities(AmxScratch<S>& m, AmxBlock<S>& block, int first, int count, Vec unit) const {
     unroll<kColumns>([&](auto j) SDPA_INLINE_LAMBDA {
       const Vec seen = S::select(S::greater(block.row_max[j], S::broadcast(kMinusInfinity)),
                                  S::sub(S::zero(), block.row_max[j]), S::zero());
@@ -345,7 +350,7 @@ class AmxForward {
         _mm512_store_si512(m.probabilities[(first + row) / 2][j * S::kLanes],
                            join_pairs(low, high));
       };
-      for (int row = 0; row < kAmxBlock; row += 8)
+      for (int row = 0; row < count; row += 8)
         unroll<4>([&](auto n) SDPA_INLINE_LAMBDA { pair_of_keys(row + 2 * n); });
       block.row_sum[j] = sum;
       block.rounded_sum[j] = rounded_sum;
