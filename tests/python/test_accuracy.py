@@ -80,6 +80,4 @@ def test_as_near_as_torch(case: Case) -> None:
             squares += _squares(case, inputs, backend, exact)
     ratios = (errors["cpu"] / errors["stock"]).sqrt()
     margin = _BFLOAT16_MARGIN if case.dtype == "bfloat16" else _MARGIN
-    assert (ratios < margin).all(), (
-        f"out, dQ, dK, dV are {ratios.tolist()} times as far as torch's"
-    )
+    assert (ratios < margin).all(), f"out, dQ, dK, dV are {ratios.tolist()} times as far as torch's"
