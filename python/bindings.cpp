@@ -23,6 +23,7 @@
 #include "sdpa/cpu/peak.h"
 #include "sdpa/metal/message_report.h"
 #include "sdpa/registry.h"
+#include "sdpa/select.h"
 #include "sdpa/threads.h"
 #include "tensors.h"
 
@@ -86,6 +87,7 @@ nb::object explain(nb::handle query, nb::handle key, nb::handle value, nb::handl
   const sdpa::Problem problem = sdpa::make_problem(t, options.attributes);
   Choice choice = sdpa::select(problem, pass_named(pass), options.request.backend, sdpa::backends(),
                                options.request.thresholds);
+  sdpa::reject_other_devices(problem, sdpa::backends(), choice);
   std::string plan;
   if (choice.backend != nullptr) plan = choice.backend->explain(problem, pass_named(pass));
   return nb::make_tuple(sdpa::to_string(problem), plan, std::move(choice));

@@ -74,14 +74,9 @@ std::string needs_more(double minimum, double work) {
   return text;
 }
 
-/// Climbs a ladder; whether that settled the choice. A ladder is of one device, so that those of
-/// others are not on it: what is said against them is the same with calibration and without.
+/// Climbs a ladder; whether that settled the choice.
 bool climb(const Ladder& ladder, const Problem& problem, Pass pass,
            std::span<const Backend* const> candidates, Choice& choice) {
-  if (ladder.empty()) return false;
-  for (const Backend* candidate : candidates)
-    if (auto sentence = elsewhere(*candidate, problem))
-      reject(candidate->name(), std::move(*sentence), choice);
   bool held_back = false;
   for (const Step& step : ladder) {
     const auto found = std::ranges::find(candidates, step.backend, &Backend::name);
@@ -100,6 +95,13 @@ bool climb(const Ladder& ladder, const Problem& problem, Pass pass,
 }
 
 }  // namespace
+
+void reject_other_devices(const Problem& problem, std::span<const Backend* const> candidates,
+                          Choice& choice) {
+  for (const Backend* candidate : candidates)
+    if (auto sentence = elsewhere(*candidate, problem))
+      reject(candidate->name(), std::move(*sentence), choice);
+}
 
 double work(const Problem& problem) {
   return visible_pairs(problem) * static_cast<double>(problem.qk_dim);

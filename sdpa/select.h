@@ -60,6 +60,11 @@ constexpr std::string_view kStock = "stock";
 Choice select(const Problem& problem, Pass pass, std::string_view requested,
               std::span<const Backend* const> candidates, const Thresholds& thresholds);
 
+/// Adds the sentence against every candidate of another device. Those that a ladder spared `select`
+/// to look at have none; a call has no use for it, an explanation does.
+void reject_other_devices(const Problem& problem, std::span<const Backend* const> candidates,
+                          Choice& choice);
+
 /// The work that thresholds are compared with.
 double work(const Problem& problem);
 

@@ -139,7 +139,8 @@ TEST_F(Select, AnotherDeviceIsSaidWithALadderToo) {
   first.device_ = Device::kMetal;
   thresholds.ladders[0][0][0] = {{"second", 0}};
   for (const Pass pass : {Pass::kForward, Pass::kBackward}) {  // with the ladder, and without
-    const Choice choice = choose("auto", pass);
+    Choice choice = choose("auto", pass);
+    reject_other_devices(problem, std::vector<const Backend*>{&first, &second}, choice);
     EXPECT_EQ(choice.backend, &second);
     ASSERT_EQ(choice.rejected.size(), 1u);
     EXPECT_EQ(choice.rejected[0].reason, "It runs on the Apple GPU; the tensors are on the CPU.");

@@ -143,6 +143,15 @@ def test_thresholds_send_small_problems_to_torch() -> None:
     )
 
 
+def test_the_explanation_names_other_devices_as_without_thresholds() -> None:
+    before = choice()["rejected"]
+    threshold_cache.write("cpu", everywhere({"cpu": 0.0}))
+    calibration._looked.clear()
+    calibration.use_cached("cpu")
+    assert str(choice()["calibration"]).startswith("Measured")
+    assert choice()["rejected"] == before
+
+
 def test_each_class_of_head_dimensions_has_its_own_threshold() -> None:
     thresholds = everywhere({"cpu": 0.0})
     thresholds["forward"]["float32"][512] = {"cpu": NEVER}
